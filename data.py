@@ -1,0 +1,483 @@
+"""Captioned Moving MNIST, made on the fly, with the truth behind every caption.
+
+A clip is one 28-pixel digit, or two different 20-pixel digits, moving over a black 64x64 frame for
+one action of 3.2 seconds = ticks 0 ... 64. A caption drawn from a closed grammar (printed by
+`python data.py`) says what moves where. All choices are hashes of (seed, index, field), so clip i
+is the same clip on every machine, whatever the batch size, and nothing has to be stored.
+
+    x, captions, truth = captioned_clips(8)       x: (b=8 c=1 f=32 h=64 w=64) in [-1, 1]
+
+The digits are MNIST's (LeCun et al. 1998), or, where there is no MNIST and no network, drawn from
+pen strokes. Moving MNIST: Srivastava et al. 2015 (arXiv:1502.04681); its captions: Mittal et al.
+2017, "Sync-DRAW" (arXiv:1611.10314). Ours bind motion to time, so that obedience can be measured.
+Run `python data.py` for a contact sheet and the grammar.
+"""
+
+import functools
+import gzip
+import hashlib
+import http.client
+import os
+import sys
+import urllib.request
+import zlib
+from dataclasses import dataclass
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+
+SIZE = 64         # pixels: height and width of a frame
+ACTION = 64       # ticks in the whole action, 20 a second
+STRIDES = {16: 4, 17: 4, 32: 2, 33: 2, 64: 1, 65: 1}  # frames that show the whole action -> ticks
+
+GRAMMAR = """\
+CAP = S | S M | S M and S M | two digits
+S   = a digit | (a | the | digit | the digit | the number) N          N = 0-9 | zero-nine
+M   = V D | V ADV D | V D ADV | V C then C' (C' is not C)
+    | bouncing (left and right | up and down) | standing still
+V   = moving | going | sliding         C = left | right | up | down
+D   = C | (up | down) and (left | right)         ADV = slowly | quickly"""
+
+NUMBERS = "zero one two three four five six seven eight nine".split()
+SUBJECTS = ("a", "the", "digit", "the digit", "the number")
+VERBS = ("moving", "going", "sliding")
+ADVERBS = ("", "slowly", "quickly")
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (dy, dx)
+DIAGONALS = {f"{v} and {h}": (DIRECTIONS[v][0], DIRECTIONS[h][1])
+             for v, h in product(("up", "down"), ("left", "right"))}
+STRAIGHT = DIRECTIONS | DIAGONALS
+# every motion -> its direction in the first and in the second half of the action
+MOTIONS = ({name: (d, d) for name, d in STRAIGHT.items()}
+           | {f"{a} then {b}": (DIRECTIONS[a], DIRECTIONS[b])
+              for a, b in permutations(DIRECTIONS, 2)}
+           | {"bouncing left and right": ((0, 1), (0, 1)), "bouncing up and down": ((1, 0), (1, 0)),
+              "standing still": ((0, 0), (0, 0))})
+NAMES = list(MOTIONS)
+KINDS = ("straight", "turn", "bounce", "still", "subject only", "two digits", "two moving")
+VOCABULARY = sorted({*" ".join([*NUMBERS, *"0123456789", *SUBJECTS, *VERBS, *ADVERBS, *NAMES,
+                                "two digits"]).split()})
+
+
+class UserError(Exception):
+    """Something the user can mend: commands print its one sentence and exit with status 2."""
+
+
+# ---- digits: MNIST from disk, cache or net; else pen strokes ------------------------------------
+
+MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",        # as in torchvision
+           "https://storage.googleapis.com/cvdf-datasets/mnist/")   # as in TFDS
+MNIST = {
+    "train": (("train-images-idx3-ubyte.gz",
+               "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+              ("train-labels-idx1-ubyte.gz",
+               "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c")),
+    "test": (("t10k-images-idx3-ubyte.gz",
+              "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+             ("t10k-labels-idx1-ubyte.gz",
+              "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"))}
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Bitmaps of one split, sorted by label: images (n 28 28) uint8, first and count (10,), and
+    boxes (n lo-hi yx), the ink's extent [lo, hi) in bitmap pixels."""
+    images: torch.Tensor
+    first: np.ndarray
+    count: np.ndarray
+    boxes: np.ndarray
+    source: str
+
+    @classmethod
+    def from_labels(cls, images, labels, source):
+        images, count = images[np.argsort(labels, kind="stable")], np.bincount(labels, minlength=10)
+        sides = [images.any(2), images.any(1)]                                       # n 28 each
+        low = np.stack([side.argmax(-1) for side in sides], -1)
+        high = np.stack([28 - side[:, ::-1].argmax(-1) for side in sides], -1)
+        return cls(torch.from_numpy(images), np.cumsum(count) - count, count,
+                   np.stack([low, high], 1), source)
+
+
+def mnist_file(name, sha256, data_root=None):
+    """One MNIST file's bytes: from `data_root`, the user's cache or a mirror; None if nowhere."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moving_mnist"
+    for path in (Path(folder) / name for folder in (data_root, cache) if folder):
+        if path.is_file():
+            raw = path.read_bytes()
+            if hashlib.sha256(raw).hexdigest() != sha256:
+                raise UserError(f"{path} is damaged (its sha256 is not MNIST's): delete it or name "
+                                "another folder with --data-root")
+            return raw
+    for mirror in MIRRORS:
+        try:
+            with urllib.request.urlopen(mirror + name, timeout=5) as reply:
+                raw = reply.read()
+        except (OSError, http.client.HTTPException):
+            continue
+        if hashlib.sha256(raw).hexdigest() == sha256:
+            try:  # atomic, so that a killed download never leaves half a file behind
+                cache.mkdir(parents=True, exist_ok=True)
+                part = cache / f"{name}.{os.getpid()}.part"
+                part.write_bytes(raw)
+                part.replace(cache / name)
+            except OSError:
+                pass  # a read-only home only costs the next download
+            return raw
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def load_digits(split="train", digits="auto", data_root=None):
+    """The `Digits` of `split`, "train" or "test", which never mix.
+
+    digits: "auto" takes MNIST and falls back to drawn digits with a one-line notice; "mnist" makes
+    a missing MNIST a `UserError`; "drawn" never looks for it.
+    """
+    if data_root and not Path(data_root).is_dir():
+        raise UserError(f"--data-root {data_root} is no folder: name the folder that holds the "
+                        "MNIST .gz files, or leave the flag out")
+    if digits != "drawn":
+        raws = []
+        for name, sha256 in MNIST[split]:  # a missing first file saves the second its time-outs
+            raws.append(mnist_file(name, sha256, data_root))
+            if raws[-1] is None:
+                break
+        else:
+            # IDX: 16 bytes of header before the images, 8 before the labels
+            images, labels = (np.frombuffer(gzip.decompress(raw), np.uint8) for raw in raws)
+            images = rearrange(images[16:], "(n h w) -> n h w", h=28, w=28)
+            return Digits.from_labels(images, labels[8:].astype(np.int64), "MNIST")
+        if digits == "mnist":
+            raise UserError("MNIST was not found and could not be fetched: put its four .gz files "
+                            "into a folder and name it with --data-root, or use --digits drawn")
+        print(f"note: no MNIST on disk and no network, so the {split} digits are drawn from pen "
+              "strokes (--data-root DIR names a folder with MNIST)", file=sys.stderr)
+    return draw_digits(split)
+
+
+def _arc(cy, cx, ry, rx, start, stop, n=12):
+    """n points of an ellipse's arc; angles in degrees, 0 = right, 90 = down."""
+    a = np.radians(np.linspace(start, stop, n))
+    return np.stack([cy + ry * np.sin(a), cx + rx * np.cos(a)], -1)
+
+
+def _line(*points):
+    return np.array(points, float)
+
+
+STROKES = {  # pen strokes as (y, x) in a unit box, y down
+    0: [_arc(.5, .5, .5, .33, -90, 270, 24)],
+    1: [_line((.15, .35), (0, .52), (1, .52))],
+    2: [np.concatenate([_arc(.27, .5, .27, .32, -160, 40), _line((1, .15), (1, .88))])],
+    3: [np.concatenate([_arc(.25, .45, .25, .33, -150, 90), _arc(.74, .45, .26, .37, -90, 150)])],
+    4: [_line((0, .6), (.65, .1), (.65, .9)), _line((.3, .68), (1, .68))],
+    5: [np.concatenate([_line((0, .82), (0, .25), (.45, .2)),
+                        _arc(.69, .47, .31, .36, -110, 140)])],
+    6: [np.concatenate([_line((0, .7), (.35, .25)), _arc(.7, .5, .3, .32, -180, 190, 20)])],
+    7: [_line((0, .12), (0, .85), (1, .4))],
+    8: [_arc(.25, .5, .25, .27, 90, 450, 20), _arc(.75, .5, .25, .33, -90, 270, 20)],
+    9: [np.concatenate([_arc(.3, .47, .3, .32, 0, 360, 20), _line((1, .68))])]}
+
+
+def draw_digits(split, train=200, test=50):
+    """`Digits` drawn from pen strokes with random slant, width, size, turn and wobble."""
+    rng = np.random.default_rng({"train": 1, "test": 2}[split])
+    pixels = np.stack(np.meshgrid(np.arange(28), np.arange(28), indexing="ij"), -1) + .5  # y x yx
+    images, labels = [], []
+    for label, _ in product(range(10), range({"train": train, "test": test}[split])):
+        turn, slant = rng.normal(0, .08), rng.normal(-.15, .15)
+        size = rng.uniform(.85, 1) * np.array([19, rng.uniform(14, 17)])
+        warp = np.array([[1, turn], [slant - turn, 1]])
+        width, ink = rng.uniform(1, 1.8), np.zeros((28, 28))
+        for stroke in STROKES[label]:
+            wobble = rng.normal(0, .025, (4, 2))
+            smooth = np.linspace(0, 3, len(stroke))
+            wobble = np.stack([np.interp(smooth, range(4), wobble[:, k]) for k in (0, 1)], -1)
+            p = ((stroke - .5 + wobble) @ warp.T * size).clip(-10, 10) + 14
+            a, d = p[:-1], np.diff(p, axis=0)                                # segments a -> a + d
+            rel = pixels[:, :, None] - a                                     # y x segment yx
+            along = ((rel * d).sum(-1) / np.maximum((d * d).sum(-1), 1e-9)).clip(0, 1)
+            distance = np.linalg.norm(rel - along[..., None] * d, axis=-1).min(-1)
+            ink = np.maximum(ink, (width + .5 - distance).clip(0, 1))
+        # centred by mass, as MNIST is; whole pixels keep the strokes' edges
+        shift = [round(13.5 - (ink.sum(1 - k) @ np.arange(28)) / ink.sum()) for k in (0, 1)]
+        images.append(np.roll(ink, shift, (0, 1)))
+        labels.append(label)
+    images = (np.stack(images) * 255).round().astype(np.uint8)
+    return Digits.from_labels(images, np.array(labels), "drawn")
+
+
+# ---- choices: a counter hash of (seed, index, field) ---------------------------------------------
+
+def _mix(h):
+    """One step of SplitMix64 (Steele et al. 2014), on uint64 arrays, which wrap silently."""
+    h = h + np.uint64(0x9E3779B97F4A7C15)
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
+class Chooser:
+    """Choices that depend on (seed, split, index, field) only: integers, or fractions of 2^-24."""
+
+    def __init__(self, seed, split, index):
+        self.index = np.asarray(index)
+        key = _mix(np.array([seed % 2**63], np.uint64) ^ np.uint64(zlib.crc32(split.encode())))
+        self.base = _mix(key + self.index.astype(np.uint64))
+
+    def _hash(self, field):
+        return _mix(self.base ^ np.uint64(zlib.crc32(field.encode()))) >> np.uint64(40)
+
+    def below(self, field, n):
+        """Integers 0 ... n-1; n may be an array."""
+        return (self._hash(field) * np.asarray(n).astype(np.uint64) >> np.uint64(24)).astype(int)
+
+    def between(self, field, low, high):
+        """Floats in [low, high)."""
+        return low + self._hash(field).astype(float) / 2**24 * (high - low)
+
+
+# ---- scenes: what happens in each clip, and what its caption says --------------------------------
+
+@dataclass
+class Scenes:
+    """The truth behind n clips; slot 1 is empty (digit and motion -1) where there is one digit.
+
+    kind (n,) index into KINDS; digit (n 2); motion (n 2) index into NAMES; named (n 2) whether the
+    caption names the digit; adverb (n 2) index into ADVERBS; size (n,) pixels of a digit's box;
+    start (n 2 yx) its corner at tick 0; legs (n 2 leg yx) pixels moved in each half of the action.
+    """
+    captions: list
+    subjects: list   # the captions of stills: who is there, without the motion
+    kind: np.ndarray
+    digit: np.ndarray
+    motion: np.ndarray
+    named: np.ndarray
+    adverb: np.ndarray
+    size: np.ndarray
+    start: np.ndarray
+    legs: np.ndarray
+    bitmap: np.ndarray
+    digits: Digits
+
+    def positions(self, ticks):
+        """Corner of each digit's box at `ticks` (f,) or (n f): (n 2 f yx) pixels, y down."""
+        return path(self.start, self.legs, self.size, ticks)
+
+    def render(self, ticks, device="cpu"):
+        """Clips (n c=1 f h w) in [-1, 1] at `ticks` (f,) or (n f), composed on `device`."""
+        paths = torch.from_numpy(self.positions(ticks)).float().to(device)
+        frames = torch.zeros(len(paths), paths.shape[2], SIZE, SIZE, device=device)
+        for slot in (0, 1):  # the brighter pixel wins
+            i = torch.from_numpy(np.flatnonzero(self.digit[:, slot] >= 0))
+            bitmaps = self.digits.images[torch.from_numpy(self.bitmap[:, slot])[i]].to(device)
+            size, i = torch.from_numpy(self.size)[i].to(device), i.to(device)
+            frames[i] = torch.maximum(frames[i], compose(bitmaps, paths[i, slot], size))
+        return rearrange(frames, "n f h w -> n 1 f h w") * 2 - 1
+
+
+def path(start, legs, size, ticks):
+    """Positions (n 2 f yx) of boxes that set out at `start`, move by `legs` and bounce off walls."""
+    t = np.broadcast_to(ticks, (len(start), np.shape(ticks)[-1]))[:, None, :, None] / (ACTION / 2)
+    go = start[:, :, None] + legs[:, :, None, 0] * t.clip(max=1) + legs[:, :, None, 1] * (
+        t - 1).clip(min=0)                                                           # n 2 f yx
+    room = (SIZE - size)[:, None, None, None]
+    return room - abs(go % (2 * room) - room)  # reflect at 0 and at room
+
+
+def draw_motion(pick, attempt, motion, adverb, size):
+    """Start (n yx) and legs (n leg yx) of one slot's motion; size is that of the digit's box."""
+    room = (SIZE - size).astype(float)
+    unit = np.array(list(MOTIONS.values()), float)[motion]                           # n leg yx
+    turn = np.array([" then " in m for m in NAMES])[motion]
+    bounce = np.array([m.startswith("bouncing") for m in NAMES])[motion]
+    low, high = np.array([(8, 36), (8, 13), (26, 36)], float).T
+    travel = np.minimum(pick.between(f"travel{attempt}", low[adverb], high[adverb]), room - .5)
+    travel = np.where(bounce, pick.between(f"path{attempt}", 54, 108)
+                      * (1 - 2 * pick.below(f"sense{attempt}", 2)), travel)
+    legs = unit * (travel / 2)[:, None, None]
+    both = np.stack([pick.between(f"leg{k}{attempt}", 12, 28) for k in (0, 1)], -1)
+    legs = np.where(turn[:, None, None], unit * both[..., None], legs)
+    # the place at half time, such that straight paths stay off the walls and turns 4 px off them
+    gap, off = np.where(turn, 4, .25)[:, None], .25
+    first, second = legs[:, 0], legs[:, 1]
+    free = bounce[:, None]
+    low = np.where(free, 0, np.maximum(gap, np.maximum(off + first, off - second)))
+    high = np.where(free, 0, np.maximum(gap, np.maximum(off - first, off + second)))
+    high = room[:, None] - high
+    u = np.stack([pick.between(f"{axis}{attempt}", 0, 1) for axis in "yx"], -1)
+    return low + u * (high - low) - first, legs
+
+
+def too_close(start, legs, size, box):
+    """True (n,) where two digits' ink boxes touch in the first frame or in over a quarter of all.
+
+    box (n 2 lo-hi yx): the bitmaps' ink boxes in bitmap pixels. One pixel of interpolation is added
+    to each side, and in the first frame there must be 2 pixels between.
+    """
+    where = path(start, legs, size, np.arange(0, ACTION + 1, 2))[:, :, :, None]      # n 2 f 1 yx
+    ink = where + box[:, :, None] * (size / 28)[:, None, None, None, None]           # n 2 f lohi yx
+    gap = np.maximum(ink[:, 0, :, 0] - ink[:, 1, :, 1], ink[:, 1, :, 0] - ink[:, 0, :, 1])
+    gap = gap.max(-1) - 2                                                            # n f
+    return (gap[:, 0] < 2) | ((gap < 0).sum(-1) > 8)
+
+
+def phrase(motion, verb, adverb, adverb_first):
+    """The words M of the grammar for a motion's name."""
+    if motion.startswith(("bouncing", "standing")):
+        return motion
+    words = [ADVERBS[adverb], motion] if adverb_first else [motion, ADVERBS[adverb]]
+    return " ".join(w for w in (VERBS[verb], *words) if w)
+
+
+def make_scenes(n, *, seed=0, start=0, split="train", captions="full", digits=None):
+    """`Scenes` of clips start ... start + n - 1. Even clips show one digit in straight motion.
+
+    captions: "full", the whole grammar, or "four", only "a 3 moving left" with four directions.
+    digits: a `Digits`, or None for `load_digits(split)`.
+    """
+    digits = digits or load_digits(split)
+    index = np.arange(start, start + n)
+    pick = Chooser(seed, split, index)
+    # odd clips, of 16: turns 3, bounces 2, still 1, subject only 2, two digits 1, two moving 7
+    odd = np.repeat([1, 2, 3, 4, 5, 6], [3, 2, 1, 2, 1, 7])[pick.below("kind", 16)]
+    kind = np.where((index % 2 == 0) | (captions == "four"), 0, odd)
+    two = kind >= KINDS.index("two digits")
+    size = np.where(two, 20, 28)
+    first = pick.below("digit0", 10)
+    digit = np.stack([first, np.where(two, (first + 1 + pick.below("digit1", 9)) % 10, -1)], -1)
+    bitmap = np.stack([digits.first[d] + Chooser(seed, split, index).below(f"bitmap{k}",
+                       digits.count[d]) for k, d in enumerate(digit.T)], -1)
+    named = np.stack([(pick.below(f"named{k}", 8) > 0) | (captions == "four") for k in (0, 1)], -1)
+    motion, adverb = np.full((n, 2), -1), np.zeros((n, 2), int)
+    begin, legs = np.zeros((n, 2, 2)), np.zeros((n, 2, 2, 2))
+    box = digits.boxes[bitmap]
+
+    # "two digits" are redrawn, motion and all, until they keep apart; the rest passes at once
+    left, attempt = np.arange(n), 0
+    while len(left):
+        again = Chooser(seed, split, index[left])
+        for k in (0, 1):
+            m, a = draw_kind(again, f"{k}.{attempt}", kind[left], captions)
+            motion[left, k], adverb[left, k] = m, a
+            begin[left, k], legs[left, k] = draw_motion(again, f"{k}.{attempt}", m, a, size[left])
+        bad = two[left] & too_close(begin[left], legs[left], size[left], box[left])
+        left, attempt = left[bad], attempt + 1
+    motion[~two, 1], adverb[~two, 1] = -1, 0
+    return Scenes(*caption_all(pick, kind, digit, motion, named, adverb, captions), kind, digit,
+                  motion, named, adverb, size, begin, legs, bitmap, digits)
+
+
+def draw_kind(pick, attempt, kind, captions):
+    """One slot's motion (index into NAMES) and adverb: as `kind` asks, free where it is silent."""
+    four = captions == "four"
+    group = np.repeat([0, 1, 2, 3], [8, 4, 3, 1])[pick.below(f"group{attempt}", 16)]
+    group = np.where(kind < 4, kind, group)  # straight, turn, bounce, still
+    straight = np.where(pick.below(f"diagonal{attempt}", 3 * (not four) + 1) == 3, 4, 0)
+    straight = straight + pick.below(f"straight{attempt}", 4)
+    motion = np.choose(group, [straight, 8 + pick.below(f"turn{attempt}", 12),
+                               20 + pick.below(f"bounce{attempt}", 2), 22])
+    says = (group == 0) & (not four) & ((kind == 0) | (kind == KINDS.index("two moving")))
+    adverb = np.array([0, 0, 1, 2])[pick.below(f"adverb{attempt}", 4)] * says
+    return motion, adverb
+
+
+def caption_all(pick, kind, digit, motion, named, adverb, captions):
+    """Captions and subjects (lists of str): the hashed choices put into the grammar's words."""
+    word = {field: pick.below(field, n) for slot in "01" for field, n in
+            ((f"subject{slot}", 10), (f"verb{slot}", 3), (f"first{slot}", 2))}
+    out = []
+    for i, k in enumerate(kind):
+        who, does = [], []
+        for slot in range(2 if digit[i, 1] >= 0 else 1):
+            style, d = word[f"subject{slot}"][i], digit[i, slot]
+            number = str(d) if captions == "four" or style < 5 else NUMBERS[d]
+            name = "a" if captions == "four" else SUBJECTS[style % 5]
+            who.append(f"{name} {number}" if named[i, slot] else "a digit")
+            verb = 0 if captions == "four" else word[f"verb{slot}"][i]
+            does.append(phrase(NAMES[motion[i, slot]], verb, adverb[i, slot],
+                               word[f"first{slot}"][i]))
+        full = " and ".join(f"{w} {d}" for w, d in zip(who, does))
+        subject = " and ".join(who)
+        out.append({"two digits": ("two digits",) * 2, "subject only": (subject,) * 2}.get(
+            KINDS[k], (full, subject)))
+    return [list(column) for column in zip(*out)]
+
+
+# ---- pixels --------------------------------------------------------------------------------------
+
+def compose(bitmaps, paths, size):
+    """Draw bitmaps (n 28 28) uint8, one a clip, with corners paths (n f yx), as boxes of `size` (n,).
+
+    Returns frames (n f h w) in [0, 1]. Bilinear placing is a separable sum of hat functions, frame =
+    Wy . bitmap . Wx^T, so that sub-pixel places and smaller boxes are one formula.
+    """
+    r = rearrange(28 / size, "n -> n 1 1 1")                         # bitmap pixels per frame pixel
+    pixel = torch.arange(SIZE, device=paths.device) + .5
+    u = (pixel - paths[..., None]) * r - .5                          # n f yx 64, bitmap coordinates
+    taps = torch.arange(-2, 30, device=paths.device)
+    w = (1 - (u[..., None] - taps).abs() / r[..., None]).relu()      # n f yx 64 32
+    wy, wx = (w / w.sum(-1, keepdim=True).clamp(min=.5)).unbind(2)
+    ink = torch.nn.functional.pad(bitmaps.float() / 255, (2, 2, 2, 2))
+    return wy @ rearrange(ink, "n i j -> n 1 i j") @ wx.mT
+
+
+def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device="cpu",
+                    captions="full", digits=None):
+    """Clips start ... start + n - 1: x (n c=1 f h=64 w=64) in [-1, 1], captions, truth (`Scenes`).
+
+    num_frames: 16 or 17, 32 or 33, 64 or 65: the whole action at 5, 10 or 20 frames a second.
+    The same (seed, split, index) gives the same clip on every machine (pixels within 1/255).
+    """
+    if num_frames not in STRIDES:
+        raise UserError(f"num_frames is {num_frames}, but must be one of {list(STRIDES)}")
+    scenes = make_scenes(n, seed=seed, start=start, split=split, captions=captions, digits=digits)
+    ticks = np.arange(num_frames) * STRIDES[num_frames]
+    return scenes.render(ticks, device), scenes.captions, scenes
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+def check_clip_path(path):
+    """Raise `UserError` unless `write_clip` can write to `path`: ask before the long work starts."""
+    path = Path(path)
+    if path.suffix.lower() not in (".gif", ".mp4", ".png"):
+        raise UserError(f"{path} has no known type: name a file that ends in .gif, .mp4 or .png")
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"{path} cannot be written: name a file in an existing folder of yours")
+
+
+def write_clip(x, path, fps=10):
+    """Write x (c f h w) or (b c f h w) in [-1, 1], c = 1 or 3, as .gif (loops), .mp4 or .png.
+
+    Several clips make one grid; a .png is a strip, frames side by side and a row per clip.
+    """
+    import imageio.v3 as imageio  # only here: training on a machine without it still works
+    check_clip_path(path)
+    x = x[None] if x.ndim == 4 else x
+    x = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+    x = x if x.shape[1] == 3 else x.expand(-1, 1, -1, -1, -1)
+    suffix = Path(path).suffix.lower()
+    if suffix == ".png":
+        strip = rearrange(x, "b c f h w -> (b h) (f w) c").numpy()
+        return imageio.imwrite(path, strip.squeeze(-1) if strip.shape[-1] == 1 else strip)
+    columns = int(np.ceil(len(x) ** .5))
+    blank = torch.zeros(-len(x) % columns, *x.shape[1:], dtype=x.dtype)
+    if len(x) > 1:  # a grey line between neighbours
+        x = torch.nn.functional.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
+    frames = rearrange(x, "(r k) c f h w -> f (r h) (k w) c", k=columns).numpy()
+    if suffix == ".mp4":
+        return imageio.imwrite(path, frames.repeat(4 - frames.shape[-1], -1)[..., :3], fps=fps,
+                               codec="libx264", quality=9, macro_block_size=2)
+    frames = frames.squeeze(-1) if frames.shape[-1] == 1 else frames
+    imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
+
+
+if __name__ == "__main__":
+    print(GRAMMAR, "\n")
+    x, captions, _ = captioned_clips(12, num_frames=16)
+    write_clip(x, "data.png", fps=5)
+    print("data.png: 16 key frames of each of these clips, a row per caption")
+    print("\n".join(captions))

@@ -1,0 +1,191 @@
+"""Diffusion: noise schedules, the loss, guidance and three samplers.
+
+Everything here sees the network only as a function model(x, t) -> prediction, so a closed form or
+another library's network can be put in its place. x is whatever is diffused, of any shape (b ...);
+t (b,) holds integers 0 ... 999, larger is noisier; alpha_bar falls from nearly 1 to nearly 0:
+
+    xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps                                (DDPM Eq. 4)
+
+Papers: DDPM (Ho et al. 2020, arXiv:2006.11239), improved DDPM (Nichol & Dhariwal 2021, 2102.09672),
+DDIM (Song et al. 2021, 2010.02502), v-prediction (Salimans & Ho 2022, 2202.00512), classifier-free
+guidance (Ho & Salimans 2022, 2207.12598), DPM-Solver++ (Lu et al. 2022, 2211.01095), trailing
+timesteps (Lin et al. 2024, 2305.08891).
+Run `python diffusion.py` to see the samplers land on a Gaussian whose ideal denoiser is known.
+"""
+
+import torch
+
+T = 1000  # noise levels, as in every paper above
+
+
+def linear_alpha_bar(beta_first=1e-4, beta_last=0.02):
+    """alpha_bar (1000,) in float64 of the linear schedule (DDPM section 4)."""
+    return (1 - torch.linspace(beta_first, beta_last, T, dtype=torch.float64)).cumprod(0)
+
+
+def cosine_alpha_bar(s=0.008, beta_max=0.999):
+    """alpha_bar (1000,) in float64: cos^2((t/T + s)/(1 + s) pi/2) (improved DDPM Eq. 17)."""
+    u = torch.arange(T + 1, dtype=torch.float64) / T
+    f = ((u + s) / (1 + s) * torch.pi / 2).cos() ** 2
+    return (1 - (1 - f[1:] / f[:-1]).clamp(max=beta_max)).cumprod(0)
+
+
+SCHEDULES = {"cosine": cosine_alpha_bar, "linear": linear_alpha_bar}
+PREDICTIONS = ("v", "eps", "x0")
+SAMPLERS = ("dpm", "ddim", "ddpm")
+
+
+def guide(unconditional, conditional, scale):
+    """Guided prediction: 0 is unconditional, 1 conditional; scale = 1 + w of Ho & Salimans Eq. 6.
+
+    Exact for eps, v and x0 alike, because at a given xt each is an affine function of the others.
+    """
+    return unconditional + scale * (conditional - unconditional)
+
+
+def timesteps(steps):
+    """`steps` noise levels from 999 down, evenly spaced, "trailing" (Lin et al. Table 2)."""
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps is {steps}, but must be 1 ... {T}")
+    return [round(T - T * i / steps) - 1 for i in range(steps)]
+
+
+class Diffusion:
+    """A schedule and the meaning of the network's output: what training and sampling must share.
+
+    schedule: "cosine" or "linear"; predict: "v", "eps" or "x0", what the network returns.
+    """
+
+    def __init__(self, schedule="cosine", predict="v"):
+        if schedule not in SCHEDULES or predict not in PREDICTIONS:
+            raise ValueError(f"unknown schedule {schedule!r} or prediction {predict!r}: choose from "
+                             f"{list(SCHEDULES)} and {list(PREDICTIONS)}")
+        self.alpha_bar, self.predict = SCHEDULES[schedule](), predict
+        # index -1, "before step 0", has alpha_bar = 1: no noise at all
+        clean = torch.cat([self.alpha_bar, self.alpha_bar.new_ones(1)])
+        self.signal, self.noise = clean.sqrt(), (1 - clean).sqrt()
+
+    # ---- the process, and three names for one prediction -----------------------------------------
+
+    def _scales(self, t, like):
+        """a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t), shaped to multiply `like` (b ...).
+
+        important: the tables are float64 and cast last. In float32, 1 - alpha_bar loses its digits
+        near t = 0.
+        """
+        shape = -1, *[1] * (like.ndim - 1)
+        return (table.to(like.dtype).to(like.device)[t].reshape(shape)
+                for table in (self.signal, self.noise))
+
+    def q_sample(self, x0, t, eps):
+        """xt = √ᾱ·x0 + √(1−ᾱ)·ε   (DDPM Eq. 4)"""
+        a, s = self._scales(t, x0)
+        return a * x0 + s * eps
+
+    def target(self, x0, t, eps):
+        """What the network should return: ε, x0 or v = √ᾱ·ε − √(1−ᾱ)·x0   (Salimans & Ho, app. D)"""
+        a, s = self._scales(t, x0)
+        return {"eps": eps, "x0": x0, "v": a * eps - s * x0}[self.predict]
+
+    def to_x0_eps(self, prediction, xt, t):
+        """(x0, eps) from a prediction at xt: Eq. 4 solved for what is missing. Exact inverses."""
+        a, s = self._scales(t, xt)
+        if self.predict == "v":
+            return a * xt - s * prediction, s * xt + a * prediction
+        if self.predict == "x0":
+            return prediction, (xt - a * prediction) / s
+        return (xt - s * prediction) / a, prediction
+
+    def loss(self, model, x0, t, eps, weight=None):
+        """The simple loss (DDPM Eq. 14), one value a sample: (b,).
+
+        weight: broadcastable to x0, 1 where an element counts and 0 where not; None counts all.
+        """
+        error = (model(self.q_sample(x0, t, eps), t) - self.target(x0, t, eps)).float() ** 2
+        weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
+        return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)
+
+    # ---- samplers: one signature, sampler(model, x_T, steps) -> x0 --------------------------------
+
+    def _chain(self, model, x_T, steps, progress):
+        """Yield (step, t, t_prev) as (b,) tensors: t_prev is the next, less noisy level or -1."""
+        levels = timesteps(steps) + [-1]
+        for i in progress(range(steps)):
+            yield i, *(torch.full(x_T.shape[:1], level, device=x_T.device)
+                       for level in levels[i:i + 2])
+
+    @torch.no_grad()
+    def ddpm(self, model, x_T, steps, noise=torch.randn_like, progress=iter):
+        """Ancestral sampling (DDPM Alg. 2) on the respaced chain, with its posterior variance β̃."""
+        x = x_T
+        for _, t, t_prev in self._chain(model, x_T, steps, progress):
+            x0, _ = self.to_x0_eps(model(x, t), x, t)
+            mean, variance = self.posterior(x0, x, t, t_prev)
+            x = mean + variance.sqrt() * noise(x)  # the last step has variance 0: it adds no noise
+        return x
+
+    def posterior(self, x0, xt, t, t_prev):
+        """Mean and variance of q(x_prev | xt, x0)   (DDPM Eq. 6 and 7), for any t_prev < t."""
+        a, s = self._scales(t, xt)
+        a_prev, s_prev = self._scales(t_prev, xt)
+        alpha = (a / a_prev) ** 2  # of the whole jump t_prev -> t; 1 - alpha is its beta
+        mean = (a_prev * (1 - alpha) * x0 + (a / a_prev) * s_prev ** 2 * xt) / s ** 2
+        return mean, s_prev ** 2 / s ** 2 * (1 - alpha)
+
+    @torch.no_grad()
+    def ddim(self, model, x_T, steps, eta=0.0, noise=torch.randn_like, progress=iter):
+        """DDIM (Song et al. Eq. 12 and 16): deterministic at eta = 0, DDPM's variance at eta = 1."""
+        x = x_T
+        for _, t, t_prev in self._chain(model, x_T, steps, progress):
+            x0, eps = self.to_x0_eps(model(x, t), x, t)
+            a_prev, s_prev = self._scales(t_prev, x)
+            sigma = eta * self.posterior(x0, x, t, t_prev)[1].sqrt()
+            x = a_prev * x0 + (s_prev ** 2 - sigma ** 2).clamp(min=0).sqrt() * eps
+            if eta:
+                x = x + sigma * noise(x)
+        return x
+
+    @torch.no_grad()
+    def dpm(self, model, x_T, steps, progress=iter):
+        """DPM-Solver++(2M) (Lu et al. 2022 Alg. 2), the midpoint form: second order in the
+        half log-SNR λ = log(√ᾱ / √(1−ᾱ)), first order at the first and the last step."""
+        x, x0_last, h_last = x_T, None, None
+        for i, t, t_prev in self._chain(model, x_T, steps, progress):
+            a, s = self._scales(t, x)
+            a_prev, s_prev = self._scales(t_prev, x)
+            x0, _ = self.to_x0_eps(model(x, t), x, t)
+            if i == steps - 1:
+                x = x0                     # λ is infinite at ᾱ = 1, where Eq. 9 becomes x = x0
+                continue
+            h = (a_prev / s_prev).log() - (a / s).log()
+            d = x0                         # x0 at the middle of the step, by extrapolation
+            if i > 0:
+                r = h / (2 * h_last)
+                d = (1 + r) * x0 - r * x0_last
+            x = s_prev / s * x - a_prev * torch.expm1(-h) * d
+            x0_last, h_last = x0, h
+        return x
+
+
+if __name__ == "__main__":
+    mean, std, n = 2.0, 0.5, 20_000
+    diffusion = Diffusion("cosine", "v")
+
+    def ideal(x, t):
+        """v of E[x0 | xt] where x0 ~ N(mean, std^2): the best any network could learn."""
+        a, s = diffusion._scales(t, x)
+        x0 = mean + a * std ** 2 * (x - a * mean) / (a ** 2 * std ** 2 + s ** 2)
+        return (a * x - x0) / s
+
+    torch.manual_seed(0)
+    x_T = torch.randn(n, 1, dtype=torch.float64)
+    print(f"truth          mean {mean:.3f}  std {std:.3f}")
+    for name in SAMPLERS:
+        for steps in (5, 20, 100):
+            x = getattr(diffusion, name)(ideal, x_T, steps)
+            print(f"{name:5s}{steps:4d} steps  mean {x.mean():.3f}  std {x.std():.3f}")
+    print("\nx0 = 1 on its way to noise (alpha_bar, then xt with eps = -1):")
+    for t in (0, 250, 500, 750, 999):
+        one = torch.ones(1, 1)
+        xt = diffusion.q_sample(one, torch.tensor([t]), -one)
+        print(f"  t {t:3d}  alpha_bar {diffusion.alpha_bar[t]:.5f}  xt {xt.item():+.3f}")

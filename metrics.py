@@ -1,0 +1,541 @@
+"""The judge: reads a clip back from its pixels alone: which digit, which motion, how steady.
+
+    readings = read_clips(x, classifier)   x: (b c f h w) in [-1, 1], the whole action
+    scores = score(readings, truth)        does the clip obey its caption? booleans (b,)
+
+Each frame is cut where an empty row or column parts its ink, the parts are linked into tracks, and
+each track is fitted by the grammar's motions; `DigitNet`, a small CNN, names the digits. The judge
+never sees the truth: on real clips it must find it (the first rows of the table), on samples held
+against another clip's caption it must not (the last rows). The Frechet *digit* distance follows
+FID (Heusel et al. 2017, arXiv:1706.08500) on DigitNet's features; it is no FVD, which needs I3D.
+
+`python metrics.py` prints the table of the shipped weights; `python metrics.py --train-classifier`
+trains DigitNet again (a few minutes on a CPU) and saves it as checkpoints/classifier.pt.
+"""
+
+import argparse
+import sys
+from dataclasses import dataclass, fields, replace
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from torch import nn
+from tqdm import tqdm
+
+import data
+from data import ADVERBS, KINDS, MOTIONS, NAMES, SIZE, UserError
+
+CLASSIFIER = Path(__file__).parent / "checkpoints" / "classifier.pt"
+INK = .25        # brightness in [0, 1] from which a pixel is ink: over noise, under thin strokes
+SPECK = .06      # a part with less of a frame's ink is no digit; real ones have over .1
+ONE_SIDE = 23    # pixels: a 28-pixel digit's ink is at most 20 long, 2 more when it is blurred
+TWO_SIDE = 18    # pixels: a 20-pixel digit's is at most 15 long
+UNCLEAR = 3.     # pixels rms: a track further off all motions of the grammar has none of them
+SLOW, QUICK = 16, 22  # pixels of travel; the grammar draws 8-13 and 26-36, drift is forgiven
+
+
+# ---- the digit classifier ------------------------------------------------------------------------
+
+class DigitNet(nn.Module):
+    """Crops (n 1 28 28) in [0, 1] -> logits (n 10); `features` stops at (n 32)."""
+
+    def __init__(self, features=32):
+        super().__init__()
+        self.config = {"features": features}
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),  # n 32 14 14
+            nn.Conv2d(32, 48, 3, stride=2, padding=1), nn.BatchNorm2d(48), nn.ReLU(),  # n 48 7 7
+            nn.Flatten(), nn.Linear(48 * 7 * 7, features), nn.ReLU())
+        self.head = nn.Linear(features, 10)
+
+    def features(self, crops):
+        return self.body(crops)
+
+    def forward(self, crops):
+        return self.head(self.features(crops))
+
+
+def load_classifier(path=CLASSIFIER, device="cpu"):
+    """The trained `DigitNet`, ready to read."""
+    if not Path(path).is_file():
+        raise UserError(f"{path} is missing: run `python metrics.py --train-classifier` first")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    net = DigitNet(**state["config"])
+    net.load_state_dict(state["model"])  # copies half into single precision
+    return net.to(device).eval()
+
+
+def crop(ink, centre, size, warp=None):
+    """Windows of `size` (n,) pixels around `centre` (n yx) of ink (n h w), scaled to (n 1 28 28).
+
+    warp (n 2 2): optional small turn or stretch of the window, used in training.
+    """
+    axis = (torch.arange(28, device=ink.device) - 13.5) / 28
+    window = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1)              # 28 28 yx
+    window = window * rearrange(size, "n -> n 1 1 1")                                # n 28 28 yx
+    if warp is not None:
+        window = window @ rearrange(warp, "n i j -> n 1 i j")
+    grid = (window + rearrange(centre, "n yx -> n 1 1 yx")) * 2 / SIZE - 1
+    return F.grid_sample(rearrange(ink, "n h w -> n 1 h w"), grid.flip(-1), align_corners=False)
+
+
+def training_batch(digits, labels, index, rng):
+    """Crops (b 1 28 28) and labels (b,) of digits `index` (b,), as the judge meets them.
+
+    Each digit stands anywhere in a frame in one of its two sizes, sometimes blurred and noisy (so
+    do decoded and generated frames look), and is cropped around its ink's centre, with jitter.
+    """
+    b = len(index)
+    size = torch.randint(0, 2, (b,), generator=rng) * 8 + 20
+    corner = torch.rand(b, 1, 2, generator=rng) * rearrange(SIZE - size, "b -> b 1 1")
+    frames = rearrange(data.compose(digits.images[index], corner, size), "b 1 h w -> 1 b h w")
+    sigma = float(torch.rand(1, generator=rng)) + .05                # pixels; one blur a batch
+    blur = torch.exp(-.5 * (torch.arange(-2., 3) / sigma) ** 2)
+    blur = repeat(torch.outer(blur, blur) / blur.sum() ** 2, "i j -> b 1 i j", b=b // 2)
+    soft = F.conv2d(frames[:, :b // 2], blur, padding=2, groups=b // 2)
+    frames = rearrange(torch.cat([soft, frames[:, b // 2:]], 1), "1 b h w -> b h w")
+    noise = torch.rand(b, 1, 1, generator=rng) * .08
+    frames = (frames + noise * torch.randn(frames.shape, generator=rng)).clamp(0, 1)
+    centre = centroid(frames * (frames > INK)) + .6 * torch.randn(b, 2, generator=rng)
+    warp = torch.eye(2) + .08 * torch.randn(b, 2, 2, generator=rng)
+    return crop(frames, centre, size, warp), labels[index]
+
+
+def train_classifier(digits, seed=0, epochs=14, batch=256):
+    """A `DigitNet` trained on `digits` (a `data.Digits` of the train split), each in both sizes."""
+    torch.manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
+    net = DigitNet().train()
+    labels = torch.from_numpy(np.repeat(np.arange(10), digits.count))
+    steps = epochs * len(labels) // batch
+    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps, pct_start=.15)
+    order = torch.cat([torch.randperm(len(labels), generator=rng) for _ in range(epochs)])
+    for step in (bar := tqdm(range(steps), desc="classifier", mininterval=2)):
+        crops, target = training_batch(digits, labels, order[step * batch:(step + 1) * batch], rng)
+        loss = F.cross_entropy(net(crops), target, label_smoothing=.05)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return net.eval()
+
+
+# ---- frames: where is ink, and does an empty row or column part it? -------------------------------
+
+def centroid(ink):
+    """Centre of mass (... yx) of ink (... h w) in pixels; the frame's middle where there is none."""
+    pixel = torch.arange(SIZE, device=ink.device) + .5
+    mass = reduce(ink, "... h w -> ...", "sum")
+    moment = torch.stack([reduce(ink, "... h w -> ... h", "sum") @ pixel,
+                          reduce(ink, "... h w -> ... w", "sum") @ pixel], -1)
+    return torch.where(mass[..., None] > 0, moment / mass.clamp(min=1e-6)[..., None], SIZE / 2)
+
+
+def column_cuts(ink):
+    """What lies left and right of each column of ink (n h w).
+
+    Returns longest (n w 2), the longer side in pixels of the two parts' boxes, infinite where
+    column w is no empty column between two parts; and the whole ink's width (n,).
+    """
+    on = ink > 0
+    index = torch.arange(SIZE, device=ink.device)
+    column = on.any(1)                                                               # n w
+    top = torch.where(on, index[:, None], SIZE).amin(1)
+    bottom = torch.where(on, index[:, None], -1).amax(1)
+    first, last = torch.where(column, index, SIZE), torch.where(column, index, -1)
+    mass = reduce(ink, "n h w -> n w", "sum")
+    parts = []
+    for flip in (lambda a: a, lambda a: a.flip(-1)):
+        high, low = (flip(a).cummax(-1).values for a in (bottom, last))
+        up, left = (flip(a).cummin(-1).values for a in (top, first))
+        side = torch.maximum(high - up, low - left) + 1
+        share = flip(mass).cumsum(-1) / mass.sum(-1, keepdim=True).clamp(min=1e-6)
+        parts.append(flip(torch.where(share < SPECK, torch.inf, side)))
+    longest = torch.stack(parts, -1).masked_fill(column[..., None], torch.inf)
+    return longest, (last.amax(-1) - first.amin(-1) + 1).clamp(min=0)
+
+
+def look(ink):
+    """Frames of ink (n h w) -> one, two (n,) bool: does the frame show one digit, or two apart?
+    And part (n h w) bool, the pixels of one of the two (of none where no cut exists).
+
+    Boxes that do not overlap are parted by an empty row or column; of all such cuts the best is
+    that whose larger part is smallest, so that a digit's own broken strokes stay together.
+    """
+    across, width = column_cuts(ink)
+    down, height = column_cuts(rearrange(ink, "n h w -> n w h"))
+    cuts = torch.cat([across, down], 1)                                              # n 2w 2
+    best = cuts.amax(-1).argmin(-1)
+    sides = cuts[torch.arange(len(ink), device=ink.device), best]                    # n 2
+    whole = torch.maximum(width, height)
+    # a short whole may be one digit in two pieces, unless both have a small digit's length
+    twins = (best < SIZE) & (sides.amin(-1) >= 13) & (sides.amax(-1) <= 16)
+    two = (sides.amax(-1) <= TWO_SIDE) & (sides.amin(-1) >= 7) & ((whole > ONE_SIDE) | twins)
+    one = (whole <= ONE_SIDE) & (whole >= 7) & ~two
+    index = torch.arange(SIZE, device=ink.device)
+    left = rearrange(index < best[:, None], "n w -> n 1 w") & (best < SIZE)[:, None, None]
+    above = rearrange(index < best[:, None] - SIZE, "n h -> n h 1")
+    return one, two, left | above
+
+
+# ---- tracks and motions --------------------------------------------------------------------------
+
+def link(points, looks, ticks):
+    """Which of the two parts is which: bool (m,), True where frame m's parts must swap.
+
+    points (m 2 yx) and looks (m 2 10), digit probabilities, of the m frames at `ticks` that show
+    two parts. Viterbi over the orders in two successive frames: a digit keeps its velocity (each
+    surprise costs its pixels, 8 at most, as digits may bounce) and its look (10 pixels' worth).
+    """
+    m = len(points)
+    p, q = (np.stack([a, a[:, ::-1]], 1) for a in (points, looks))                   # m s 2 yx
+    change = 5 * abs(q[1:, None] - q[:-1, :, None]).sum((-1, -2)) / 2                # m-1 s s
+    best, back = change[:1].sum(0), []
+    best[1] = np.inf  # the first frame's order names the tracks
+    for k in range(2, m):
+        a, b, c = p[k - 2, :, None, None], p[k - 1, None, :, None], p[k, None, None]
+        ahead = (ticks[k] - ticks[k - 1]) / (ticks[k - 1] - ticks[k - 2])
+        miss = np.linalg.norm(b + (b - a) * ahead - c, axis=-1).clip(max=8).sum(-1)  # s s s
+        total = best[..., None] + miss + change[k - 1]
+        back.append(total.argmin(0))
+        best = total.min(0)
+    s = list(np.unravel_index(best.argmin(), best.shape))
+    for choice in reversed(back):
+        s.insert(0, choice[s[0], s[1]])
+    return np.array(s[:m], bool)
+
+
+def fit_halves(c, w, ticks):
+    """Least squares of tracks c (n f yx), weights w (n f), by one velocity for each half.
+
+    Returns legs (n leg yx), the place at half time (n yx) and the misfit (n,), all in pixels.
+    """
+    half = data.ACTION / 2
+    basis = np.stack([np.ones(len(ticks)), (ticks / half - 1).clip(max=0),
+                      (ticks / half - 1).clip(min=0)])                               # 3 f
+    wb = basis * w[:, None]                                                          # n 3 f
+    solution = np.linalg.solve(wb @ basis.T + 1e-6 * np.eye(3), wb @ c)              # n 3 yx
+    error = ((basis.T @ solution - c) ** 2).sum(-1)                                  # n f
+    return solution[:, 1:], solution[:, 0], np.sqrt((error * w).sum(-1) / w.sum(-1).clip(1))
+
+
+def fit_bounces(c, w, ticks, size):
+    """Misfit (n yx) and path (n yx), both in pixels, of the best bounce of a `size`-pixel box along
+    each axis: a grid of starts and paths, one pixel apart, while the other axis stands still."""
+    room = SIZE - size
+    length = np.arange(52, 111.)
+    start, length = np.meshgrid(np.arange(room + 1.), np.concatenate([length, -length]))
+    start, length = start.ravel(), length.ravel()                                    # g
+    waves = room - abs((start + ticks[:, None] / data.ACTION * length) % (2 * room) - room)  # f g
+    waves = waves + size / 2
+    total = w.sum(-1).clip(1)[:, None]
+    square = (w[..., None] * c ** 2).sum(1)                                          # n yx
+    spread = square / total - ((w[..., None] * c).sum(1) / total) ** 2
+    misfit, path = [], []
+    for axis in (0, 1):
+        error = (square[:, axis, None] - 2 * (w * c[..., axis]) @ waves + w @ waves ** 2) / total
+        misfit.append(np.sqrt((error.min(-1) + spread[:, 1 - axis]).clip(0)))
+        path.append(abs(length[error.argmin(-1)]))
+    return np.stack(misfit, -1), np.stack(path, -1)
+
+
+def name_motions(c, w, ticks, size):
+    """Names tracks c (n f yx) of a `size`-pixel digit, seen where w (n f) is 1.
+
+    Returns motion (n,), an index into NAMES or -1 for none, and travel (n,) in pixels: along each
+    axis for straight motion, the length of the path for turns and bounces.
+    """
+    legs, middle, misfit = fit_halves(c, w, ticks)
+    motion, travel, least = np.full(len(c), -1), np.zeros(len(c)), np.full(len(c), np.inf)
+    for k, (name, halves) in enumerate(MOTIONS.items()):
+        if name.startswith("bouncing"):
+            continue
+        unit = np.array(halves, float)                                               # leg yx
+        along = (legs * unit).sum(-1) / (unit ** 2).sum(-1).clip(1)                  # n leg
+        if " then " in name:
+            along = along.clip(10, 30)
+        elif name != "standing still":
+            along = along.mean(-1, keepdims=True).clip(3, 20)
+        off = np.sqrt(misfit ** 2 + ((legs - along[..., None] * unit) ** 2).sum((-1, -2)) / 4)
+        if " then " in name and not (unit.sum(0)).any():  # back where it came from: a bounce if
+            axis, sign = abs(unit[0]).argmax(), unit[0].sum()                # it reached the wall
+            wall = (SIZE - size / 2 - middle[:, axis]) if sign > 0 else middle[:, axis] - size / 2
+            off = np.where(wall < 2, np.inf, off)
+        better = off < least
+        least, motion = np.where(better, off, least), np.where(better, k, motion)
+        travel = np.where(better, (along * np.ones(2)).sum(-1) * (name != "standing still"), travel)
+    bounce, path = fit_bounces(c, w, ticks, size)
+    for axis, name in ((1, "bouncing left and right"), (0, "bouncing up and down")):
+        better = bounce[:, axis] < least
+        least = np.where(better, bounce[:, axis], least)
+        motion = np.where(better, NAMES.index(name), motion)
+        travel = np.where(better, path[:, axis], travel)
+    return np.where(least < UNCLEAR, motion, -1), travel
+
+
+# ---- clips ---------------------------------------------------------------------------------------
+
+@dataclass
+class Readings:
+    """What n clips show; slot 1 is empty where there is one digit, both where nothing is clear.
+
+    count (n,) digits seen in at least three quarters of the frames, 0 if unclear; digit (n 2) and
+    motion (n 2), -1 for none; travel (n 2) pixels, see `name_motions`; steady (n 2) share of frames
+    whose own reading is the clip's; tracks (n 2 f yx) ink centres in pixels; features (n 256).
+    """
+    count: np.ndarray
+    digit: np.ndarray
+    motion: np.ndarray
+    travel: np.ndarray
+    steady: np.ndarray
+    tracks: np.ndarray
+    features: np.ndarray
+
+
+def read_frames(x, classifier):
+    """Clips x (b c f h w) in [-1, 1] -> per frame, before linking (numpy, k = 2 parts):
+
+    two (b,) bool, found (b f) bool, points (b f k yx), logits (b f k 10), features (b f k d).
+    In clips of one digit both parts are the whole ink.
+    """
+    b, f = len(x), x.shape[2]
+    light = reduce((x.float().nan_to_num(-1).clamp(-1, 1) + 1) / 2, "b c f h w -> (b f) h w", "mean")
+    ink = light * (light > INK)
+    one, two, part = look(ink)
+    clip_two = rearrange(two, "(b f) -> b f", f=f).float().mean(1) >= .5
+    split = repeat(clip_two, "b -> (b f)", f=f)
+    found = rearrange(torch.where(split, two, one), "(b f) -> b f", f=f)
+    parted = (split & two)[:, None, None]
+    points, logits, features = [], [], []
+    for mask in (part | ~parted, ~part | ~parted):
+        centre = centroid(ink * mask)
+        feature = classifier.features(crop(light * mask, centre, 28. - 8 * split))
+        points.append(centre), features.append(feature), logits.append(classifier.head(feature))
+        if not clip_two.any():
+            points, logits, features = points * 2, logits * 2, features * 2
+            break
+    stacked = (rearrange(torch.stack(a), "k (b f) d -> b f k d", f=f) for a in
+               (points, logits, features))
+    return [a.float().cpu().numpy() if a.is_floating_point() else a.cpu().numpy()
+            for a in (clip_two, found, *stacked)]
+
+
+def read_batch(x, classifier, ticks):
+    """`Readings` of one batch of clips, see `read_clips`."""
+    two, found, points, logits, features = read_frames(x, classifier)
+    b, f = found.shape
+    probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+    for i in np.flatnonzero(two):
+        seen = np.flatnonzero(found[i])
+        swap = seen[link(points[i, seen], probabilities[i, seen], ticks[seen])]
+        for a in (points, logits, features):
+            a[i, swap] = a[i, swap, ::-1]
+    for i in np.flatnonzero(found.any(1)):  # straight lines through the frames in between
+        for k, axis in np.ndindex(2, 2):
+            points[i, :, k, axis] = np.interp(ticks, ticks[found[i]], points[i, found[i], k, axis])
+    # two digits may hide each other where they meet, but not where they are apart
+    near = two[:, None] & (abs(points[:, :, 0] - points[:, :, 1]).max(-1) < TWO_SIDE)
+    clear = (found | near).mean(1) >= .75
+    count = np.where(clear, 1 + two, 0)
+    slot = np.arange(2) < count[:, None]                                             # b 2
+    digit = np.where(slot, (logits * found[..., None, None]).sum(1).argmax(-1), -1)
+    same = (logits.argmax(-1) == digit[:, None]) & found[..., None]                  # b f k
+    steady = same.sum(1) / found.sum(1, keepdims=True).clip(1) * slot
+    motion, travel = np.full((b, 2), -1), np.zeros((b, 2))
+    for n, k in ((1, 0), (2, 0), (2, 1)):
+        i = np.flatnonzero(count == n)
+        motion[i, k], travel[i, k] = name_motions(
+            points[i, :, k].astype(float), found[i].astype(float), ticks, 28 if n == 1 else 20)
+    eight = np.linspace(0, f - 1, 8).round().astype(int)
+    return Readings(count, digit, motion, travel, steady,
+                    rearrange(points, "b f k yx -> b k f yx"),
+                    rearrange(features[:, eight].mean(2), "b f d -> b (f d)"))
+
+
+@torch.no_grad()
+def read_clips(x, classifier, stride_ticks=None, batch=50):
+    """Reads clips x (b c f h w) in [-1, 1] that show the whole action; pixels are all it sees.
+
+    stride_ticks: ticks between frames, by default that of the whole action in f frames.
+    """
+    f = x.shape[2]
+    if x.ndim != 5 or x.shape[-2:] != (SIZE, SIZE) or not (stride_ticks or f in data.STRIDES):
+        raise UserError(f"clips of shape {tuple(x.shape)} cannot be read: they must be "
+                        f"(b c f {SIZE} {SIZE}) with f one of {list(data.STRIDES)}")
+    ticks = np.arange(f) * (stride_ticks or data.STRIDES[f])
+    device = next(classifier.parameters()).device
+    parts = [read_batch(part.to(device), classifier, ticks) for part in x.split(batch)]
+    return Readings(*(np.concatenate([getattr(part, field.name) for part in parts])
+                      for field in fields(Readings)))
+
+
+# ---- obedience, realism, fidelity ----------------------------------------------------------------
+
+@dataclass
+class Scores:
+    """Per clip (n,): does it show what its caption says? names_digit: does the caption name one;
+    where it does not, digit_ok asks nothing. steadiness: mean over the clip's digits, 0 if none."""
+    digit_ok: np.ndarray
+    motion_ok: np.ndarray
+    both_ok: np.ndarray
+    steadiness: np.ndarray
+    names_digit: np.ndarray
+
+
+def score(readings, scenes):
+    """`Scores` of n clips against their truths (`data.Scenes`), of which only what the caption says
+    counts: digits it names, motions with their adverbs, and how many digits there are."""
+    count = (scenes.digit >= 0).sum(1)
+    says_digit = scenes.named & (scenes.digit >= 0)
+    says_digit[scenes.kind == KINDS.index("two digits")] = False
+    silent = (KINDS.index("subject only"), KINDS.index("two digits"))
+    says_motion = (scenes.motion >= 0) & ~np.isin(scenes.kind, silent)[:, None]
+    ok = np.zeros((3, len(count)), bool)
+    for order in ([0, 1], [1, 0]):  # the better matching of tracks to the caption's slots
+        travel = readings.travel[:, order]
+        pace = np.choose(scenes.adverb, [True, travel <= SLOW, travel >= QUICK])
+        digit = ((readings.digit[:, order] == scenes.digit) | ~says_digit).all(1)
+        motion = (((readings.motion[:, order] == scenes.motion) & pace) | ~says_motion).all(1)
+        digit, motion = digit & (readings.count > 0), motion & (readings.count == count)
+        ok |= np.stack([digit, motion, digit & motion])
+    return Scores(*ok, readings.steady.sum(1) / readings.count.clip(1), says_digit.any(1))
+
+
+def reorder(scenes, order):
+    """The truths of `scenes` in another order."""
+    return replace(scenes, captions=[scenes.captions[i] for i in order],
+                   subjects=[scenes.subjects[i] for i in order],
+                   **{f.name: value[order] for f in fields(scenes)
+                      if isinstance(value := getattr(scenes, f.name), np.ndarray)})
+
+
+def wilson(k, n):
+    """The 95 % interval (low, high) of a share of which k in n were seen (Wilson 1927)."""
+    if n == 0:
+        return 0., 1.
+    z, p = 1.959964, k / n
+    middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+
+
+def frechet_distance(features_a, features_b):
+    """Frechet distance between Gaussians fitted to features (n d) and (m d):
+
+        |μa − μb|² + tr(Ca + Cb − 2 (Ca^½ Cb Ca^½)^½)                        (FID, Eq. 6)
+
+    The symmetric form keeps every root an eigendecomposition of a symmetric matrix, in float64.
+    """
+    a, b = (np.asarray(features, np.float64) for features in (features_a, features_b))
+    ca, cb = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (a, b))
+    values, vectors = np.linalg.eigh(ca)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb) - 2 * cross)
+
+
+def psnr(x, y, where=None):
+    """Mean over the frames of x, y (b c f h w) in [-1, 1] of the peak signal-to-noise ratio in dB,
+    peak = 2, the full range; with `where` (b f h w) over the chosen pixels of each frame."""
+    error = reduce((x - y) ** 2, "b c f h w -> b f h w", "mean")
+    where = torch.ones_like(error) if where is None else where.to(error)
+    mse = (error * where).sum((-1, -2)) / where.sum((-1, -2)).clamp(min=1)
+    return float(10 * torch.log10(4 / mse.clamp(min=1e-10)).mean())
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+def table(name, scores, scenes):
+    """Prints one row of the alignment table for all clips and one for each kind of caption."""
+    for k in range(-1, len(KINDS)):
+        kind = scenes.kind == k if k >= 0 else np.ones(len(scenes.kind), bool)
+        if not kind.any():
+            continue
+        cells = []
+        for ok, asked in ((scores.digit_ok, kind & scores.names_digit), (scores.motion_ok, kind),
+                          (scores.both_ok, kind)):
+            low, high = wilson(ok[asked].sum(), asked.sum())
+            cells.append(f"{100 * ok[asked].mean():5.1f} [{100 * low:5.1f}, {100 * high:5.1f}]"
+                         if asked.any() else " " * 20 + "-")
+        print(f"{name:20s} {KINDS[k] if k >= 0 else 'all':13s} {kind.sum():5d}  ", "  ".join(cells),
+              f"{100 * scores.steadiness[kind].mean():7.1f}")
+
+
+@torch.no_grad()
+def report(args):
+    """Makes the clips, reads them and prints the table; needs a trained model."""
+    from sample import device_for, generate, load  # only here: the judge needs no model
+    if args.num < 2:
+        raise UserError(f"--num is {args.num}, but it takes at least 2 clips to compare any")
+    device = device_for(args.device)
+    digits = data.load_digits("test", args.digits, args.data_root)
+    classifier, model = load_classifier(device=device), load(args.checkpoint, args.device)
+    options = dict(seed=args.seed, split="test", captions=args.captions, digits=digits)
+    x, captions, truth = data.captioned_clips(args.num, **options)
+    others, _, _ = data.captioned_clips(args.num, start=args.num, **options)
+    print(f"checkpoint {args.checkpoint or 'shipped'}, seed {args.seed}, n {args.num}, device "
+          f"{device}, digits {digits.source}")
+    decoded = torch.cat([model.vae.decode(model.vae.encode(part.to(device))).cpu()
+                         for part in tqdm(x.split(16), desc="reconstructing")])
+    samples = generate(model, captions, num_frames=32, steps=args.steps,
+                       guidance_scale=args.guidance, seed=args.seed).cpu()
+    read = {name: read_clips(clips, classifier) for name, clips in
+            (("real", x), ("others", others), ("decoded", decoded), ("samples", samples))}
+    ring, partner = np.random.default_rng(args.seed).permutation(args.num), np.arange(args.num)
+    partner[ring] = np.roll(ring, 1)  # one cycle through all clips: nobody keeps the own caption
+    print(f"\n{'clips':20s} {'captions':13s} {'n':>5s}   {'digit % [95 %]':21s}  "
+          f"{'motion % [95 %]':21s}  {'both % [95 %]':21s}  steady %")
+    for name, key, scenes in (
+            ("real clips", "real", truth), ("VAE reconstructions", "decoded", truth),
+            ("samples", "samples", truth), ("shuffled prompts", "samples", reorder(truth, partner))):
+        table(name, score(read[key], scenes), scenes)
+    white = replace(digits, images=torch.full_like(digits.images, 255))
+    inside = replace(truth, digits=white).render(np.arange(32) * data.STRIDES[32])[:, 0] > -1
+    print(f"\nVAE reconstruction: PSNR {psnr(x, decoded):.1f} dB, inside the digits' boxes "
+          f"{psnr(x, decoded, inside):.1f} dB")
+    for name in ("samples", "others"):
+        distance = frechet_distance(read[name].features, read["real"].features)
+        name = "other real clips (the floor)" if name == "others" else name
+        print(f"Frechet digit distance to real clips: {distance:7.3f} for {name}")
+
+
+def main(argv=None):
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(description="Does the model obey its captions? The table.")
+    add = parser.add_argument
+    add("--checkpoint", help="a trained model (default: the shipped weights)")
+    add("--num", type=int, default=512, help="clips in each row (512)")
+    add("--captions", choices=["full", "four"], default="full", help="the grammar's part (full)")
+    add("--guidance", type=float, help="guidance scale (the sampler's default)")
+    add("--steps", type=int, help="sampling steps (the sampler's default)")
+    add("--seed", type=int, default=0, help="of captions, noise and shuffling (0)")
+    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    add("--digits", choices=["auto", "mnist", "drawn"], default="auto", help="as in train.py")
+    add("--data-root", help="folder with MNIST's four .gz files")
+    add("--train-classifier", action="store_true", help="train the judge's DigitNet instead")
+    args = parser.parse_args(argv)
+    try:
+        if args.train_classifier:
+            digits = data.load_digits("train", args.digits, args.data_root)
+            net = train_classifier(digits, args.seed)
+            state = {name: value.half() if value.is_floating_point() else value
+                     for name, value in net.state_dict().items()}
+            torch.save({"config": net.config, "model": state}, CLASSIFIER)
+            print(f"saved {CLASSIFIER}: DigitNet trained on {digits.source}, seed {args.seed}")
+        else:
+            report(args)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,360 @@
+"""Train everything on captioned Moving MNIST: the autoencoder, then captioned stills, then clips.
+
+    python train.py --data moving_mnist_captions            --preset tiny on a CPU, base on a GPU
+
+Stages, in this order:
+    vae     frames -> latents -> frames                             (Latent Diffusion)
+    stills  text encoder and U-Net on single frames captioned by their subject; temporal layers are
+            skipped, so this is an image model                      (Make-A-Video, CogVideo)
+    clips   the same network on windows of 17 frames: key frames of the whole action at stride 4,
+            and windows at strides 2 and 1 with every other frame known, for filling in
+
+Everything random in step n is a function of (seed, stage, n), so a resumed run continues exactly.
+The run's folder holds checkpoint.pt, log.csv (loss by noise level, gradient norm, clips a second)
+and samples/: fixed prompts and noise, from the raw weights and from their moving average (EMA).
+"""
+
+import argparse
+import copy
+import csv
+import math
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from tqdm import tqdm
+
+import data
+from data import KINDS, UserError
+from diffusion import PREDICTIONS, SCHEDULES, T
+from sample import WINDOW, build, device_for, generate, number, read_checkpoint, seeded
+from text_encoder import TextConfig
+from unet3d import UNetConfig
+from vae import VAEConfig
+
+STAGES = ("vae", "stills", "clips")
+# Steps and rates of the presets were chosen to fit 30 minutes of 2 CPU cores and 9 of an H100.
+PRESETS = {
+    "tiny": dict(vae_steps=2400, stills_steps=700, clips_steps=2600, batch_size=16, lr=2e-3,
+                 vae=VAEConfig(widths=(16, 32, 64), blocks=1),
+                 unet=UNetConfig(widths=(48, 96), head_dim=16, emb_width=128)),
+    "base": dict(vae_steps=3000, stills_steps=1500, clips_steps=3000, batch_size=128, lr=1e-3,
+                 vae=VAEConfig(), unet=UNetConfig())}
+PER_CLIP = {"vae": 2, "stills": 8, "clips": 1}   # items a step for each clip of --batch-size
+VAE_LR = 2e-3
+WARM_UP = 100             # steps to the full learning rate
+DROP_CAPTION = 0.1        # share of captions replaced by the null prompt (Ho & Salimans, section 5)
+KNOWN_NOISE = 0.1         # std of the noise on known latents is drawn from 0 ... this
+EMA_DECAY = 0.998
+CLIP_NORM = 1.0
+LOG_EVERY = 10
+PROMPTS = ("a 3 moving left", "the digit seven going up", "a 5 sliding down and right quickly",
+           "digit 2 moving right then up", "a 8 bouncing left and right", "a digit standing still",
+           "a 4 moving up and a 9 moving down", "two digits")
+
+
+# ---- data of one step ----------------------------------------------------------------------------
+
+def make_batch(stage, step, n, settings, digits, device):
+    """Step `step`'s clips: x (n c f h w), captions, stride (n,) in ticks, known_mask (n f)."""
+    scenes = data.make_scenes(n, seed=settings["seed"], start=step * n, captions=settings["captions"],
+                              digits=digits)
+    pick = data.Chooser(settings["seed"], stage, range(step * n, step * n + n))
+    if stage != "clips":  # stills: one frame, any tick, captioned by the subject alone
+        ticks = pick.below("tick", data.ACTION + 1)[:, None]
+        return scenes.render(ticks, device), scenes.subjects, torch.full((n,), 4), None
+    # of 16 windows 10 show the whole action and 6 are to be filled in, at stride 2 or 1
+    stride = torch.from_numpy(pick.below("stride", 16))
+    stride = torch.where(stride < 10, 4, torch.where(stride < 14, 2, 1))
+    start = pick.below("start", data.ACTION - (WINDOW - 1) * stride.numpy() + 1)
+    frame = torch.arange(WINDOW)
+    ticks = start[:, None] + (stride[:, None] * frame).numpy()
+    known_mask = (stride[:, None] < 4) & (frame % 2 == 0)
+    return scenes.render(ticks, device), scenes.captions, stride, known_mask
+
+
+# ---- losses --------------------------------------------------------------------------------------
+
+def vae_loss(model, x, generator):
+    """Loss (b,) of the autoencoder on stills x (b c 1 h w)."""
+    frames = rearrange(x, "b c 1 h w -> b c h w")
+    shape = len(x), model.vae.config.latent_channels, x.shape[-2] // 8, x.shape[-1] // 8
+    noise = torch.randn(shape, device=x.device, generator=generator)
+    return model.vae.loss(frames, noise)[0].expand(len(x)), None
+
+
+def diffusion_loss(model, x, captions, stride, known_mask, generator):
+    """Loss (b,) and noise levels t (b,) of the U-Net and the text encoder: the whole method."""
+    b, device = len(x), x.device
+    with torch.no_grad():
+        z = model.vae.encode(x)                                             # b c f h w
+    tokens = model.tokenizer(captions).to(device)
+    drop = torch.rand(b, device=device, generator=generator) < DROP_CAPTION
+    context, context_mask = model.text_encoder(tokens, drop)
+    t = torch.randint(T, (b,), device=device, generator=generator)
+    eps = torch.randn(z.shape, device=device, generator=generator)
+    window = dict(stride=stride.to(device))
+    weight = None
+    if known_mask is not None:
+        # important: known frames are noised a little, else the network trusts them to the last
+        # digit and errors grow from fill to fill (conditioning augmentation, Ho et al. 2021)
+        level = KNOWN_NOISE * torch.rand(b, 1, 1, 1, 1, device=device, generator=generator)
+        known = z + level * torch.randn(z.shape, device=device, generator=generator)
+        window |= dict(known=known, known_mask=known_mask.to(device))
+        weight = rearrange(~known_mask, "b f -> b 1 f 1 1").to(device, z.dtype)
+
+    def network(z_t, t):
+        return model.unet(z_t, t, context, context_mask, **window)
+
+    return model.diffusion.loss(network, z, t, eps, weight), t
+
+
+# ---- the loop's small parts ----------------------------------------------------------------------
+
+def learning_rate(step, steps, peak):
+    """Linear warm-up, then a cosine down to zero."""
+    return peak * min(1, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
+
+
+@torch.no_grad()
+def update_ema(ema, model, step):
+    """ema <- decay ema + (1 - decay) model; the decay warms up, so that early noise is forgotten."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    for average, p in zip(ema.parameters(), model.parameters()):
+        if p.requires_grad:
+            average.lerp_(p, 1 - decay)
+
+
+def save(path, content):
+    """Write a checkpoint so that a crash at any moment leaves the old one or the new one."""
+    part = path.with_suffix(".part")
+    with open(part, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+class Log:
+    """log.csv: a row every LOG_EVERY steps; on resume, rows the checkpoint has not seen go."""
+
+    columns = ("stage", "step", "clips", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",
+               "loss_t750_999", "grad_norm", "lr", "clips_per_s", "seconds")
+
+    def __init__(self, path, stage, step):
+        rows = list(csv.reader(open(path, newline=""))) if path.exists() else []
+        keep = [row for row in rows[1:] if (STAGES.index(row[0]), int(row[1])) <= (stage, step)]
+        self.file = open(path, "w", newline="")
+        self.writer = csv.writer(self.file)
+        self.writer.writerows([self.columns] + keep)
+
+    def row(self, *values):
+        self.writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
+        self.file.flush()
+
+
+def write_samples(folder, stage, step, x, model, ema):
+    """Strips at fixed prompts and noise, raw and EMA weights; in the vae stage, truth and rebuilt."""
+    try:
+        for name, net in (("raw", model), ("ema", ema)):
+            if stage == "vae":
+                with torch.no_grad():
+                    x = torch.cat([x[:8], net.vae.decode(net.vae.encode(x[:8]))])
+                strip = rearrange(x, "(two b) c 1 h w -> two c b h w", two=2)
+            else:
+                strip = generate(net, list(PROMPTS), num_frames=16, seed=0)
+            data.write_clip(strip, folder / f"{stage}_{step:06d}_{name}.png")
+    except ImportError as error:  # a training machine without imageio loses strips, not the run
+        print(f"note: no sample strips: {error}", file=sys.stderr)
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, digits, log, finish):
+    """Run one stage from step `first`; finish(step) writes checkpoint and strips at intervals."""
+    device = next(model.parameters()).device
+    steps, n = settings[f"{stage}_steps"], settings["batch_size"] * PER_CLIP[stage]
+    peak = VAE_LR if stage == "vae" else settings["lr"]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    interval = max(LOG_EVERY, steps // 8 // LOG_EVERY * LOG_EVERY)
+    bins, bar = torch.zeros(2, 4, device=device), tqdm(total=steps, initial=first, desc=stage)
+    begin = mark = time.perf_counter()
+    for step in range(first, steps):
+        x, captions, stride, known_mask = make_batch(stage, step, n, settings, digits, device)
+        generator = torch.Generator(device).manual_seed(
+            seeded(settings["seed"], stage, step).initial_seed())
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            losses, t = (vae_loss(model, x, generator) if stage == "vae" else
+                         diffusion_loss(model, x, captions, stride, known_mask, generator))
+        optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, peak)
+        scaler.scale(losses.mean()).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        update_ema(ema, model, step)
+
+        level = torch.zeros(n, dtype=torch.long, device=device) if t is None else t * 4 // T
+        bins[0].index_add_(0, level, losses.detach().float())
+        bins[1].index_add_(0, level, torch.ones_like(losses, dtype=torch.float32))
+        bar.update()
+        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
+            now = time.perf_counter()
+            (total, count), norm = bins.cpu(), norm.item()
+            speed = count.sum().item() / (now - mark)
+            loss = (total.sum() / count.sum()).item()
+            log.row(stage, step + 1, (step + 1) * n, loss, *(total / count).tolist(), norm, lr,
+                    speed, now - begin)
+            unit = "clips" if stage == "clips" else "frames"
+            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} {unit}/s")
+            bins.zero_()
+            mark = now
+        if (step + 1) % interval == 0 or step + 1 == steps:
+            finish(stage, step + 1, x)
+            mark = time.perf_counter()
+    bar.close()
+
+
+def settle_vae(model, ema, settings, digits, device):
+    """After the vae stage: take the averaged weights, measure the latents, report the PSNR."""
+    model.vae.load_state_dict(ema.vae.state_dict())
+    frames = [make_batch("stills", step, 256, settings, digits, device)[0].squeeze(2)
+              for step in range(16)]
+    model.vae.measure_latents(frames)
+    ema.vae.load_state_dict(model.vae.state_dict())
+    with torch.no_grad():
+        mse = sum((model.vae.decode(model.vae.encode(x[:, :, None])).squeeze(2).clamp(-1, 1) - x)
+                  .square().mean().item() for x in frames) / len(frames)
+    print(f"vae: PSNR {10 * math.log10(4 / mse):.1f} dB a frame on training digits")
+
+
+def run(settings, config, dtype, compiled, out, saved, device):
+    """All stages, from scratch or from the checkpoint `saved`."""
+    digits = data.load_digits("train", settings["digits"], settings["data_root"])
+    torch.manual_seed(settings["seed"])
+    model = build(config).to(device)
+    ema = copy.deepcopy(model).eval().requires_grad_(False)
+    if saved:
+        model.load_state_dict(saved["model"])
+        ema.load_state_dict(saved["ema"])
+    if compiled:
+        model.unet.compile()  # in place, so that saved names carry no _orig_mod. prefix
+    stage, step = saved["progress"] if saved else (0, 0)
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    log = Log(out / "log.csv", stage, step)
+    for k in range(stage, len(STAGES)):
+        for name, part in model.named_children():
+            part.requires_grad_((name == "vae") == (STAGES[k] == "vae"))
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad],
+                                      lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
+                                      fused=device.type == "cuda")
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        if saved and k == stage and step > 0:
+            optimizer.load_state_dict(saved["optimizer"])
+            scaler.load_state_dict(saved["scaler"])
+
+        def finish(stage, step, x):
+            if stage == "vae" and step == settings["vae_steps"]:
+                settle_vae(model, ema, settings, digits, device)
+            write_samples(out / "samples", stage, step, x, model, ema)
+            save(out / "checkpoint.pt", {
+                "config": config, "settings": settings, "ema": ema.state_dict(),
+                "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "scaler": scaler.state_dict(), "progress": (STAGES.index(stage), step)})
+
+        train_stage(STAGES[k], step if k == stage else 0, model, ema, optimizer, scaler, dtype,
+                    settings, digits, log, finish)
+
+
+# ---- the command ---------------------------------------------------------------------------------
+
+def parse(argv):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage=(
+        "python train.py --data moving_mnist_captions [options]   (--help lists them)"))
+    count = number(int, 1)
+    p.add_argument("--data", default="moving_mnist_captions", choices=("moving_mnist_captions",))
+    p.add_argument("--preset", default="auto", choices=("auto", *PRESETS),
+                   help="auto is base on a GPU and tiny on a CPU")
+    p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/DATA)")
+    p.add_argument("--resume", action="store_true",
+                   help="continue the run in --out; its settings hold unless given again")
+    p.add_argument("--vae-steps", type=count, metavar="N", help="steps of the autoencoder's stage")
+    p.add_argument("--image-steps", type=count, metavar="N", dest="stills_steps",
+                   help="steps of the stills stage")
+    p.add_argument("--steps", type=count, metavar="N", dest="clips_steps",
+                   help="steps of the clips stage")
+    p.add_argument("--batch-size", type=count, metavar="N",
+                   help="clips a step; the vae stage takes 2 and the stills stage 8 frames for each")
+    p.add_argument("--lr", type=number(float, 1e-8, 1), metavar="X",
+                   help="peak learning rate of the stills and clips stages")
+    p.add_argument("--seed", type=number(int, 0), metavar="N", help="default: 0")
+    p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    p.add_argument("--amp", default="auto", choices=("auto", "bf16", "fp16", "off"),
+                   help="mixed precision; auto is bf16 on CUDA and off elsewhere")
+    p.add_argument("--compile", action="store_true",
+                   help="torch.compile the U-Net: minutes to start, then faster steps")
+    p.add_argument("--digits", choices=("auto", "mnist", "drawn"),
+                   help="auto: MNIST where it can be had, else digits drawn from pen strokes")
+    p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
+    p.add_argument("--captions", choices=("full", "four"),
+                   help='full: the whole grammar; four: only "a 3 moving left" and the like')
+    p.add_argument("--schedule", choices=tuple(SCHEDULES), help="noise schedule (default: cosine)")
+    p.add_argument("--predict", choices=PREDICTIONS, help="what the U-Net predicts (default: v)")
+    return p.parse_args(argv)
+
+
+DEFAULTS = dict(seed=0, digits="auto", data_root=None, captions="full", schedule="cosine",
+                predict="v")
+FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAULTS)
+
+
+def settings_for(args, saved, device):
+    """The run's settings: the preset's, then the resumed checkpoint's, then the flags given."""
+    preset = args.preset if args.preset != "auto" else "tiny" if device.type == "cpu" else "base"
+    settings = DEFAULTS | PRESETS[preset] | (saved["settings"] if saved else {})
+    settings |= {flag: getattr(args, flag) for flag in FLAGS if getattr(args, flag) is not None}
+    vae, unet = settings.pop("vae", None), settings.pop("unet", None)
+    if saved:
+        config = saved["config"]
+    else:
+        text = TextConfig(vocabulary=len(data.VOCABULARY), width=unet.context_width)
+        config = dict(vae=asdict(vae), text=asdict(text), unet=asdict(unet), size=data.SIZE,
+                      vocabulary=data.VOCABULARY, schedule=settings["schedule"],
+                      predict=settings["predict"], preset=preset)
+    amp = args.amp if args.amp != "auto" else "bf16" if device.type == "cuda" else "off"
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
+    return settings, config, dtype
+
+
+def main(argv=None):
+    args = parse(argv)
+    try:
+        device = device_for(args.device)
+        out = args.out or Path("runs") / args.data
+        path, saved = out / "checkpoint.pt", None
+        if path.exists() and not args.resume:
+            raise UserError(f"{path} exists: add --resume to continue that run, or name another "
+                            "folder with --out")
+        if args.resume and path.exists():
+            saved = read_checkpoint(path)
+            if "optimizer" not in saved:
+                raise UserError(f"{path} holds weights for sampling only: a run cannot be resumed "
+                                "from it")
+        elif args.resume:
+            print(f"note: no {path} yet, so the run starts from the beginning")
+        settings, config, dtype = settings_for(args, saved, device)
+        run(settings, config, dtype, args.compile, out, saved, device)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f'done: python sample.py "a digit moving left" --checkpoint {path}')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

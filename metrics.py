@@ -93,12 +93,12 @@ def training_batch(digits, labels, index, rng):
     b = len(index)
     size = torch.randint(0, 2, (b,), generator=rng) * 8 + 20
     corner = torch.rand(b, 1, 2, generator=rng) * rearrange(SIZE - size, "b -> b 1 1")
-    frames = rearrange(data.compose(digits.images[index], corner, size), "b 1 h w -> 1 b h w")
-    sigma = float(torch.rand(1, generator=rng)) + .05                # pixels; one blur a batch
+    frames = data.compose(digits.images[index], corner, size)                        # b 1 h w
+    sigma = float(torch.rand(1, generator=rng)) + .05                # pixels; half the batch blurs
     blur = torch.exp(-.5 * (torch.arange(-2., 3) / sigma) ** 2)
-    blur = repeat(torch.outer(blur, blur) / blur.sum() ** 2, "i j -> b 1 i j", b=b // 2)
-    soft = F.conv2d(frames[:, :b // 2], blur, padding=2, groups=b // 2)
-    frames = rearrange(torch.cat([soft, frames[:, b // 2:]], 1), "1 b h w -> b h w")
+    blur = torch.outer(blur, blur) / blur.sum() ** 2
+    frames[:b // 2] = F.conv2d(frames[:b // 2], blur[None, None], padding=2)
+    frames = frames[:, 0]                                                            # b h w
     noise = torch.rand(b, 1, 1, generator=rng) * .08
     frames = (frames + noise * torch.randn(frames.shape, generator=rng)).clamp(0, 1)
     centre = centroid(frames * (frames > INK)) + .6 * torch.randn(b, 2, generator=rng)
@@ -188,16 +188,16 @@ def look(ink):
 
 # ---- tracks and motions --------------------------------------------------------------------------
 
-def link(points, looks, ticks):
+def link(parts, ticks):
     """Which of the two parts is which: bool (m,), True where frame m's parts must swap.
 
-    points (m 2 yx) and looks (m 2 10), digit probabilities, of the m frames at `ticks` that show
-    two parts. Viterbi over the orders in two successive frames: a digit keeps its velocity (each
-    surprise costs its pixels, 8 at most, as digits may bounce) and its look (10 pixels' worth).
+    parts (m 2 d) of the m frames at `ticks` that show two, as in `read_frames`. Viterbi over the
+    orders in two successive frames: a digit keeps its velocity (each surprise costs its pixels, 8
+    at most, as digits may bounce) and its look (5 pixels for each digit that changes its label).
     """
-    m = len(points)
-    p, q = (np.stack([a, a[:, ::-1]], 1) for a in (points, looks))                   # m s 2 yx
-    change = 5 * abs(q[1:, None] - q[:-1, :, None]).sum((-1, -2)) / 2                # m-1 s s
+    look = torch.from_numpy(parts[..., 2:12]).softmax(-1).numpy()
+    m, p, q = len(parts), *(np.stack([a, a[:, ::-1]], 1) for a in (parts[..., :2], look))  # m s k d
+    change = 2.5 * abs(q[1:, None] - q[:-1, :, None]).sum((-1, -2))                  # m-1 s s
     best, back = change[:1].sum(0), []
     best[1] = np.inf  # the first frame's order names the tracks
     for k in range(2, m):
@@ -230,20 +230,17 @@ def fit_halves(c, w, ticks):
 def fit_bounces(c, w, ticks, size):
     """Misfit (n yx) and path (n yx), both in pixels, of the best bounce of a `size`-pixel box along
     each axis: a grid of starts and paths, one pixel apart, while the other axis stands still."""
-    room = SIZE - size
-    length = np.arange(52, 111.)
+    room, length = SIZE - size, np.arange(52, 111.)
     start, length = np.meshgrid(np.arange(room + 1.), np.concatenate([length, -length]))
     start, length = start.ravel(), length.ravel()                                    # g
     waves = room - abs((start + ticks[:, None] / data.ACTION * length) % (2 * room) - room)  # f g
-    waves = waves + size / 2
-    total = w.sum(-1).clip(1)[:, None]
-    square = (w[..., None] * c ** 2).sum(1)                                          # n yx
-    spread = square / total - ((w[..., None] * c).sum(1) / total) ** 2
+    waves, w = waves + size / 2, w / w.sum(-1, keepdims=True).clip(1)
+    mean, square = (np.einsum("nf,nfx->nx", w, a) for a in (c, c ** 2))              # n yx
     misfit, path = [], []
     for axis in (0, 1):
-        error = (square[:, axis, None] - 2 * (w * c[..., axis]) @ waves + w @ waves ** 2) / total
-        misfit.append(np.sqrt((error.min(-1) + spread[:, 1 - axis]).clip(0)))
-        path.append(abs(length[error.argmin(-1)]))
+        error = square[:, axis, None] + w @ waves ** 2 - 2 * (w * c[..., axis]) @ waves    # n g
+        error = error + (square - mean ** 2)[:, 1 - axis, None]
+        misfit.append(np.sqrt(error.min(-1).clip(0))), path.append(abs(length[error.argmin(-1)]))
     return np.stack(misfit, -1), np.stack(path, -1)
 
 
@@ -254,31 +251,25 @@ def name_motions(c, w, ticks, size):
     axis for straight motion, the length of the path for turns and bounces.
     """
     legs, middle, misfit = fit_halves(c, w, ticks)
-    motion, travel, least = np.full(len(c), -1), np.zeros(len(c)), np.full(len(c), np.inf)
-    for k, (name, halves) in enumerate(MOTIONS.items()):
-        if name.startswith("bouncing"):
-            continue
-        unit = np.array(halves, float)                                               # leg yx
-        along = (legs * unit).sum(-1) / (unit ** 2).sum(-1).clip(1)                  # n leg
-        if " then " in name:
-            along = along.clip(10, 30)
-        elif name != "standing still":
-            along = along.mean(-1, keepdims=True).clip(3, 20)
-        off = np.sqrt(misfit ** 2 + ((legs - along[..., None] * unit) ** 2).sum((-1, -2)) / 4)
-        if " then " in name and not (unit.sum(0)).any():  # back where it came from: a bounce if
-            axis, sign = abs(unit[0]).argmax(), unit[0].sum()                # it reached the wall
-            wall = (SIZE - size / 2 - middle[:, axis]) if sign > 0 else middle[:, axis] - size / 2
-            off = np.where(wall < 2, np.inf, off)
-        better = off < least
-        least, motion = np.where(better, off, least), np.where(better, k, motion)
-        travel = np.where(better, (along * np.ones(2)).sum(-1) * (name != "standing still"), travel)
     bounce, path = fit_bounces(c, w, ticks, size)
-    for axis, name in ((1, "bouncing left and right"), (0, "bouncing up and down")):
-        better = bounce[:, axis] < least
-        least = np.where(better, bounce[:, axis], least)
-        motion = np.where(better, NAMES.index(name), motion)
-        travel = np.where(better, path[:, axis], travel)
-    return np.where(least < UNCLEAR, motion, -1), travel
+    off, travel = [], []
+    for name, halves in MOTIONS.items():
+        unit = np.array(halves, float)                                               # leg yx
+        axis, turn = abs(unit[0]).argmax(), " then " in name
+        if name.startswith("bouncing"):
+            off.append(bounce[:, axis]), travel.append(path[:, axis])
+            continue
+        along = (legs * unit).sum(-1) / (unit ** 2).sum(-1).clip(1)                  # n leg
+        along = along.clip(10, 30) if turn else along.mean(-1, keepdims=True).clip(3, 20)
+        along = along * unit.any() * np.ones(2)
+        miss = ((legs - along[..., None] * unit) ** 2).sum((-1, -2)) / 4
+        if turn and not unit.sum(0).any():  # straight back: a bounce if it turned at the wall
+            room = SIZE / 2 - size / 2 - (middle[:, axis] - SIZE / 2) * unit[0, axis]
+            miss = np.where(room < 2, np.inf, miss)
+        off.append(np.sqrt(misfit ** 2 + miss)), travel.append(along.sum(-1))
+    off, travel = np.stack(off, -1), np.stack(travel, -1)                            # n motion
+    best, rows = off.argmin(-1), np.arange(len(c))
+    return np.where(off[rows, best] < UNCLEAR, best, -1), travel[rows, best]
 
 
 # ---- clips ---------------------------------------------------------------------------------------
@@ -301,63 +292,57 @@ class Readings:
 
 
 def read_frames(x, classifier):
-    """Clips x (b c f h w) in [-1, 1] -> per frame, before linking (numpy, k = 2 parts):
+    """Clips x (b c f h w) in [-1, 1] -> what each frame shows on its own (numpy, k = 2 parts):
 
-    two (b,) bool, found (b f) bool, points (b f k yx), logits (b f k 10), features (b f k d).
-    In clips of one digit both parts are the whole ink.
+    two (b,) bool; found (b f) bool; empty (b f) bool; parts (b f k d), d = centre yx, 10 logits and
+    the features. In clips of one digit both parts are the whole ink.
     """
-    b, f = len(x), x.shape[2]
-    light = reduce((x.float().nan_to_num(-1).clamp(-1, 1) + 1) / 2, "b c f h w -> (b f) h w", "mean")
-    ink = light * (light > INK)
+    f = x.shape[2]
+    light = reduce((x.float().nan_to_num(-1).clamp(-1, 1) + 1) / 2, "b c f h w -> (b f) 1 h w",
+                   "mean")
+    ink = light * (light > INK) * (F.avg_pool2d(light, 3, 1, 1) > INK / 2)   # no lonely pixels
+    light, ink = light[:, 0], ink[:, 0]                                              # n=(b f) h w
     one, two, part = look(ink)
     clip_two = rearrange(two, "(b f) -> b f", f=f).float().mean(1) >= .5
     split = repeat(clip_two, "b -> (b f)", f=f)
-    found = rearrange(torch.where(split, two, one), "(b f) -> b f", f=f)
-    parted = (split & two)[:, None, None]
-    points, logits, features = [], [], []
-    for mask in (part | ~parted, ~part | ~parted):
+    parted, parts = (split & two)[:, None, None], []
+    for mask in (part | ~parted, ~part | ~parted)[:1 + clip_two.any()]:
         centre = centroid(ink * mask)
         feature = classifier.features(crop(light * mask, centre, 28. - 8 * split))
-        points.append(centre), features.append(feature), logits.append(classifier.head(feature))
-        if not clip_two.any():
-            points, logits, features = points * 2, logits * 2, features * 2
-            break
-    stacked = (rearrange(torch.stack(a), "k (b f) d -> b f k d", f=f) for a in
-               (points, logits, features))
-    return [a.float().cpu().numpy() if a.is_floating_point() else a.cpu().numpy()
-            for a in (clip_two, found, *stacked)]
+        parts.append(torch.cat([centre, classifier.head(feature), feature], -1))
+    found, empty = torch.where(split, two, one), ~ink.flatten(1).any(1)
+    parts = rearrange(torch.stack([parts[0], parts[-1]]), "k (b f) d -> b f k d", f=f)
+    found, empty = (rearrange(a, "(b f) -> b f", f=f) for a in (found, empty))
+    return [a.cpu().numpy() for a in (clip_two, found, empty, parts)]
 
 
 def read_batch(x, classifier, ticks):
     """`Readings` of one batch of clips, see `read_clips`."""
-    two, found, points, logits, features = read_frames(x, classifier)
-    b, f = found.shape
-    probabilities = torch.from_numpy(logits).softmax(-1).numpy()
+    two, found, empty, parts = read_frames(x, classifier)
+    (b, f), points = found.shape, parts[..., :2]
     for i in np.flatnonzero(two):
         seen = np.flatnonzero(found[i])
-        swap = seen[link(points[i, seen], probabilities[i, seen], ticks[seen])]
-        for a in (points, logits, features):
-            a[i, swap] = a[i, swap, ::-1]
+        swap = seen[link(parts[i, seen], ticks[seen])]
+        parts[i, swap] = parts[i, swap, ::-1]
     for i in np.flatnonzero(found.any(1)):  # straight lines through the frames in between
         for k, axis in np.ndindex(2, 2):
             points[i, :, k, axis] = np.interp(ticks, ticks[found[i]], points[i, found[i], k, axis])
     # two digits may hide each other where they meet, but not where they are apart
-    near = two[:, None] & (abs(points[:, :, 0] - points[:, :, 1]).max(-1) < TWO_SIDE)
-    clear = (found | near).mean(1) >= .75
-    count = np.where(clear, 1 + two, 0)
-    slot = np.arange(2) < count[:, None]                                             # b 2
+    near = two[:, None] & ~empty & (abs(points[:, :, 0] - points[:, :, 1]).max(-1) < TWO_SIDE)
+    count = np.where((found | near).mean(1) >= .75, 1 + two, 0)
+    slot, logits = np.arange(2) < count[:, None], parts[..., 2:12]                   # b 2, b f k 10
     digit = np.where(slot, (logits * found[..., None, None]).sum(1).argmax(-1), -1)
     same = (logits.argmax(-1) == digit[:, None]) & found[..., None]                  # b f k
-    steady = same.sum(1) / found.sum(1, keepdims=True).clip(1) * slot
+    told = found | ~near
     motion, travel = np.full((b, 2), -1), np.zeros((b, 2))
     for n, k in ((1, 0), (2, 0), (2, 1)):
         i = np.flatnonzero(count == n)
         motion[i, k], travel[i, k] = name_motions(
             points[i, :, k].astype(float), found[i].astype(float), ticks, 28 if n == 1 else 20)
     eight = np.linspace(0, f - 1, 8).round().astype(int)
-    return Readings(count, digit, motion, travel, steady,
+    return Readings(count, digit, motion, travel, same.sum(1) / told.sum(1, keepdims=True).clip(1) * slot,
                     rearrange(points, "b f k yx -> b k f yx"),
-                    rearrange(features[:, eight].mean(2), "b f d -> b (f d)"))
+                    rearrange(parts[:, eight, :, 12:].mean(2), "b f d -> b (f d)"))
 
 
 @torch.no_grad()

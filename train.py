@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 from einops import rearrange
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import data
@@ -42,7 +43,7 @@ PRESETS = {
     "tiny": dict(vae_steps=2400, stills_steps=700, clips_steps=2600, batch_size=16, lr=2e-3,
                  vae=VAEConfig(widths=(16, 32, 64), blocks=1),
                  unet=UNetConfig(widths=(48, 96), head_dim=16, emb_width=128)),
-    "base": dict(vae_steps=3000, stills_steps=1500, clips_steps=3000, batch_size=128, lr=1e-3,
+    "base": dict(vae_steps=850, stills_steps=350, clips_steps=2300, batch_size=256, lr=1.4e-3,
                  vae=VAEConfig(), unet=UNetConfig())}
 PER_CLIP = {"vae": 2, "stills": 8, "clips": 1}   # items a step for each clip of --batch-size
 VAE_LR = 2e-3
@@ -124,9 +125,8 @@ def learning_rate(step, steps, peak):
 def update_ema(ema, model, step):
     """ema <- decay ema + (1 - decay) model; the decay warms up, so that early noise is forgotten."""
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
-    for average, p in zip(ema.parameters(), model.parameters()):
-        if p.requires_grad:
-            average.lerp_(p, 1 - decay)
+    pairs = [(e, p) for e, p in zip(ema.parameters(), model.parameters()) if p.requires_grad]
+    get_ema_multi_avg_fn(decay)(*zip(*pairs), None)
 
 
 def save(path, content):
@@ -269,6 +269,8 @@ def run(settings, config, dtype, compiled, out, saved, device):
 
         train_stage(STAGES[k], step if k == stage else 0, model, ema, optimizer, scaler, dtype,
                     settings, digits, log, finish)
+    half = {name: value.half() for name, value in ema.state_dict().items()}
+    save(out / "weights.pt", {"config": config, "ema": half})  # all that sampling needs
 
 
 # ---- the command ---------------------------------------------------------------------------------

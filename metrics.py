@@ -15,8 +15,7 @@ trains DigitNet again (a few minutes on a CPU) and saves it as checkpoints/class
 
 import argparse
 import sys
-from dataclasses import dataclass, fields, replace
-from itertools import permutations
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-from data import ADVERBS, KINDS, MOTIONS, NAMES, SIZE, UserError
+from data import KINDS, MOTIONS, NAMES, SIZE, UserError
 
 CLASSIFIER = Path(__file__).parent / "checkpoints" / "classifier.pt"
 INK = .25        # brightness in [0, 1] from which a pixel is ink: over noise, under thin strokes
@@ -128,10 +127,10 @@ def train_classifier(digits, seed=0, epochs=14, batch=256):
     return net.eval()
 
 
-# ---- frames: where is ink, and does an empty row or column part it? -------------------------------
+# ---- frames: where is ink, and does an empty row or column part it? ------------------------------
 
 def centroid(ink):
-    """Centre of mass (... yx) of ink (... h w) in pixels; the frame's middle where there is none."""
+    """Centre of mass (... yx) of ink (... h w) in pixels; the frame's middle if there is none."""
     pixel = torch.arange(SIZE, device=ink.device) + .5
     mass = reduce(ink, "... h w -> ...", "sum")
     moment = torch.stack([reduce(ink, "... h w -> ... h", "sum") @ pixel,
@@ -179,7 +178,7 @@ def look(ink):
     # a short whole may be one digit in two pieces, unless both have a small digit's length
     twins = (best < SIZE) & (sides.amin(-1) >= 13) & (sides.amax(-1) <= 16)
     two = (sides.amax(-1) <= TWO_SIDE) & (sides.amin(-1) >= 7) & ((whole > ONE_SIDE) | twins)
-    one = (whole <= ONE_SIDE) & (whole >= 7) & ~two
+    one = (whole <= ONE_SIDE + 2) & (whole >= 7) & ~two  # drawn digits are up to 24 long
     index = torch.arange(SIZE, device=ink.device)
     left = rearrange(index < best[:, None], "n w -> n 1 w") & (best < SIZE)[:, None, None]
     above = rearrange(index < best[:, None] - SIZE, "n h -> n h 1")
@@ -280,7 +279,8 @@ class Readings:
 
     count (n,) digits seen in at least three quarters of the frames, 0 if unclear; digit (n 2) and
     motion (n 2), -1 for none; travel (n 2) pixels, see `name_motions`; steady (n 2) share of frames
-    whose own reading is the clip's; tracks (n 2 f yx) ink centres in pixels; features (n 256).
+    whose own digit is the clip's, where digits do not hide each other; tracks (n 2 f yx) ink
+    centres in pixels; features (n 256), see `frechet_distance`.
     """
     count: np.ndarray
     digit: np.ndarray
@@ -333,14 +333,14 @@ def read_batch(x, classifier, ticks):
     slot, logits = np.arange(2) < count[:, None], parts[..., 2:12]                   # b 2, b f k 10
     digit = np.where(slot, (logits * found[..., None, None]).sum(1).argmax(-1), -1)
     same = (logits.argmax(-1) == digit[:, None]) & found[..., None]                  # b f k
-    told = found | ~near
+    steady = same.sum(1) / (found | ~near).sum(1, keepdims=True).clip(1) * slot
     motion, travel = np.full((b, 2), -1), np.zeros((b, 2))
     for n, k in ((1, 0), (2, 0), (2, 1)):
         i = np.flatnonzero(count == n)
         motion[i, k], travel[i, k] = name_motions(
             points[i, :, k].astype(float), found[i].astype(float), ticks, 28 if n == 1 else 20)
     eight = np.linspace(0, f - 1, 8).round().astype(int)
-    return Readings(count, digit, motion, travel, same.sum(1) / told.sum(1, keepdims=True).clip(1) * slot,
+    return Readings(count, digit, motion, travel, steady,
                     rearrange(points, "b f k yx -> b k f yx"),
                     rearrange(parts[:, eight, :, 12:].mean(2), "b f d -> b (f d)"))
 
@@ -358,8 +358,7 @@ def read_clips(x, classifier, stride_ticks=None, batch=50):
     ticks = np.arange(f) * (stride_ticks or data.STRIDES[f])
     device = next(classifier.parameters()).device
     parts = [read_batch(part.to(device), classifier, ticks) for part in x.split(batch)]
-    return Readings(*(np.concatenate([getattr(part, field.name) for part in parts])
-                      for field in fields(Readings)))
+    return Readings(*map(np.concatenate, zip(*(vars(part).values() for part in parts))))
 
 
 # ---- obedience, realism, fidelity ----------------------------------------------------------------
@@ -394,12 +393,9 @@ def score(readings, scenes):
     return Scores(*ok, readings.steady.sum(1) / readings.count.clip(1), says_digit.any(1))
 
 
-def reorder(scenes, order):
-    """The truths of `scenes` in another order."""
-    return replace(scenes, captions=[scenes.captions[i] for i in order],
-                   subjects=[scenes.subjects[i] for i in order],
-                   **{f.name: value[order] for f in fields(scenes)
-                      if isinstance(value := getattr(scenes, f.name), np.ndarray)})
+def reorder(readings, order):
+    """The same readings in another order, to hold them against other clips' truths."""
+    return Readings(*(value[order] for value in vars(readings).values()))
 
 
 def wilson(k, n):
@@ -408,7 +404,7 @@ def wilson(k, n):
         return 0., 1.
     z, p = 1.959964, k / n
     middle, half = p + z * z / (2 * n), z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)
+    return max(0., (middle - half) / (1 + z * z / n)), min(1., (middle + half) / (1 + z * z / n))
 
 
 def frechet_distance(features_a, features_b):
@@ -417,13 +413,16 @@ def frechet_distance(features_a, features_b):
         |μa − μb|² + tr(Ca + Cb − 2 (Ca^½ Cb Ca^½)^½)                        (FID, Eq. 6)
 
     The symmetric form keeps every root an eigendecomposition of a symmetric matrix, in float64.
+    `Readings.features` are those of 8 evenly spaced frames side by side: 8 x 32 = 256 numbers see
+    a digit that changes on the way, and 512 clips still give a covariance of full rank. The
+    distance of two finite samples of one law is above 0: compare at equal n, with that floor.
     """
     a, b = (np.asarray(features, np.float64) for features in (features_a, features_b))
     ca, cb = (np.atleast_2d(np.cov(features, rowvar=False)) for features in (a, b))
     values, vectors = np.linalg.eigh(ca)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cb @ root).clip(0)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb) - 2 * cross)
+    return max(0., ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb) - 2 * cross)
 
 
 def psnr(x, y, where=None):
@@ -456,9 +455,9 @@ def table(name, scores, scenes):
 @torch.no_grad()
 def report(args):
     """Makes the clips, reads them and prints the table; needs a trained model."""
-    from sample import device_for, generate, load  # only here: the judge needs no model
     if args.num < 2:
         raise UserError(f"--num is {args.num}, but it takes at least 2 clips to compare any")
+    from sample import device_for, generate, load  # only here: the judge needs no model
     device = device_for(args.device)
     digits = data.load_digits("test", args.digits, args.data_root)
     classifier, model = load_classifier(device=device), load(args.checkpoint, args.device)
@@ -473,14 +472,14 @@ def report(args):
                        guidance_scale=args.guidance, seed=args.seed).cpu()
     read = {name: read_clips(clips, classifier) for name, clips in
             (("real", x), ("others", others), ("decoded", decoded), ("samples", samples))}
-    ring, partner = np.random.default_rng(args.seed).permutation(args.num), np.arange(args.num)
-    partner[ring] = np.roll(ring, 1)  # one cycle through all clips: nobody keeps the own caption
+    ring = np.random.default_rng(args.seed % 2**63).permutation(args.num)
+    partner = np.roll(ring, 1)[ring.argsort()]  # one cycle through all clips: none keeps its own
+    read["shuffled"] = reorder(read["samples"], partner)
     print(f"\n{'clips':20s} {'captions':13s} {'n':>5s}   {'digit % [95 %]':21s}  "
           f"{'motion % [95 %]':21s}  {'both % [95 %]':21s}  steady %")
-    for name, key, scenes in (
-            ("real clips", "real", truth), ("VAE reconstructions", "decoded", truth),
-            ("samples", "samples", truth), ("shuffled prompts", "samples", reorder(truth, partner))):
-        table(name, score(read[key], scenes), scenes)
+    for name, key in (("real clips", "real"), ("VAE reconstructions", "decoded"),
+                      ("samples", "samples"), ("shuffled prompts", "shuffled")):
+        table(name, score(read[key], truth), truth)
     white = replace(digits, images=torch.full_like(digits.images, 255))
     inside = replace(truth, digits=white).render(np.arange(32) * data.STRIDES[32])[:, 0] > -1
     print(f"\nVAE reconstruction: PSNR {psnr(x, decoded):.1f} dB, inside the digits' boxes "

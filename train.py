@@ -40,10 +40,10 @@ from vae import VAEConfig
 STAGES = ("vae", "stills", "clips")
 # Steps and rates of the presets were chosen to fit 30 minutes of 2 CPU cores and 9 of an H100.
 PRESETS = {
-    "tiny": dict(vae_steps=3200, stills_steps=1500, clips_steps=3800, batch_size=8, lr=1.5e-3,
+    "tiny": dict(vae_steps=2400, stills_steps=1500, clips_steps=4000, batch_size=8, lr=1.5e-3,
                  vae=VAEConfig(widths=(16, 32, 64), blocks=1),
                  unet=UNetConfig(widths=(48, 96), head_dim=16, emb_width=128)),
-    "base": dict(vae_steps=850, stills_steps=350, clips_steps=2300, batch_size=256, lr=1.4e-3,
+    "base": dict(vae_steps=1200, stills_steps=350, clips_steps=2400, batch_size=256, lr=1.4e-3,
                  vae=VAEConfig(), unet=UNetConfig())}
 PER_CLIP = {"vae": 2, "stills": 8, "clips": 1}   # items a step for each clip of --batch-size
 VAE_LR = 2e-3

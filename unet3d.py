@@ -10,13 +10,13 @@ One network does every task of the papers it follows:
   network. Known frames enter as extra channels with a mask.
 - CogVideo (Hong et al. 2022, 2205.15868): a frame-rate token, here the stride in ticks, and
   recursive interpolation between known frames.
-Nothing depends on the window's length: rotary positions (Su et al. 2021, 2104.09864) are relative.
+No weight depends on the window's length: frames are told apart by sine waves, rotary (relative; Su
+et al. 2021, 2104.09864) and added (from the window's start), in the temporal attention only.
 
 Inside, activations are channels-last, b f h w c, from the first layer to the last: every axis move
 but the temporal attention's is a free view of the same memory. Run `python unet3d.py` for the U.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 STRIDES = (1, 2, 4)  # ticks between frames that the frame-rate token knows
+FRAME_BASE = 100     # the slowest of the frames' sine waves: suits windows of tens of frames
 
 
 class Norm(nn.LayerNorm):
@@ -54,13 +55,23 @@ def conv2d(layer, x):
     return rearrange(y, "(b f) c h w -> b f h w c", b=b)
 
 
-def rotary(x, base=100.0):
+def angles(position, count, base):
+    """position (n,) at `count` speeds from 1 down to 1/base: (n count) radians."""
+    speed = base ** -(torch.arange(count, device=position.device) / count)
+    return position[:, None] * speed
+
+
+def sinusoid(position, width, base):
+    """position (n,) -> (n width), as in the Transformer (Vaswani et al. 2017, section 3.5)."""
+    angle = angles(position, width // 2, base)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def rotary(x):
     """Turn pairs of channels of x (b heads f e) by angles that grow with the frame's number, so
-    that q·k depends on frames' distance only (RoFormer Eq. 34). base suits windows of tens."""
-    f, half = x.shape[-2], x.shape[-1] // 2
-    speed = base ** -(torch.arange(half, device=x.device) / half)
-    angle = torch.arange(f, device=x.device)[:, None] * speed                        # f e/2
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    that q·k depends on frames' distance only (RoFormer Eq. 34)."""
+    angle = angles(torch.arange(x.shape[-2], device=x.device), x.shape[-1] // 2, FRAME_BASE)
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)                      # f e/2
     one, two = x.chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
 
@@ -78,6 +89,9 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, mask=None):
         y = self.norm(x)
+        if self.temporal:  # where in the action a frame is: "then" turns at its middle
+            frame = torch.arange(x.shape[1], device=x.device)
+            y = y + sinusoid(frame, x.shape[2], FRAME_BASE).to(y.dtype)
         q = rearrange(self.q(y), "b n (h e) -> b h n e", h=self.heads)
         k, v = rearrange(self.kv(y if context is None else context), "b m (two h e) -> two b h m e",
                          two=2, h=self.heads)
@@ -147,7 +161,7 @@ class UNetConfig:
     latent_channels: int = 4
     widths: tuple = (96, 192)   # channels at 8x8 and 4x4
     head_dim: int = 32
-    emb_width: int = 256        # of the noise level, stride and caption embedding
+    emb_width: int = 240        # of the noise level, stride and caption embedding
     context_width: int = 96     # of the text encoder's vectors
 
 
@@ -172,10 +186,7 @@ class UNet3D(nn.Module):
 
     def embed(self, t, stride, context, mask):
         """Noise level (b,), stride (b,) in ticks and the caption as a whole -> emb (b e)."""
-        half = self.config.widths[0] // 2
-        speed = torch.exp(-math.log(10_000) * torch.arange(half, device=t.device) / half)
-        angle = t[:, None] * speed                                                   # b half
-        emb = self.time(torch.cat([angle.cos(), angle.sin()], dim=-1))
+        emb = self.time(sinusoid(t, self.config.widths[0], base=10_000))
         mean = (context * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)        # b d
         return F.silu(emb + self.stride(stride.log2().long()) + self.caption(mean))
 

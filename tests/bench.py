@@ -61,7 +61,7 @@ def main():
                 torch.cuda.synchronize()
             begin = time.perf_counter()
             train.train_stage(stage, 0, model, ema, optimizer, scaler, dtype,
-                              settings | {f"{stage}_steps": n}, digits, NoLog(), lambda *a: None)
+                              settings | {f"{stage}_steps": n}, digits, NoLog(), lambda *a, **k: None)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             return time.perf_counter() - begin

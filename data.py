@@ -57,8 +57,9 @@ MOTIONS = ({name: (d, d) for name, d in STRAIGHT.items()}
               "standing still": ((0, 0), (0, 0))})
 NAMES = list(MOTIONS)
 KINDS = ("straight", "turn", "bounce", "still", "subject only", "two digits", "two moving")
-VOCABULARY = sorted({*" ".join([*NUMBERS, *"0123456789", *SUBJECTS, *VERBS, *ADVERBS, *NAMES,
-                                "two digits"]).split()})
+WORDS = {"full": [*NUMBERS, *"0123456789", *SUBJECTS, *VERBS, *ADVERBS, *NAMES, "two digits"],
+         "four": ["a", *"0123456789", "moving", *DIRECTIONS]}
+VOCABULARY = {captions: sorted({*" ".join(words).split()}) for captions, words in WORDS.items()}
 
 
 class UserError(Exception):
@@ -92,6 +93,7 @@ class Digits:
 
     @classmethod
     def from_labels(cls, images, labels, source):
+        """Sort images (n 28 28) uint8 by their labels (n,) and find where their ink is."""
         images, count = images[np.argsort(labels, kind="stable")], np.bincount(labels, minlength=10)
         sides = [images.any(2), images.any(1)]                                       # n 28 each
         low = np.stack([side.argmax(-1) for side in sides], -1)
@@ -188,22 +190,22 @@ def draw_digits(split, train=200, test=50):
     images, labels = [], []
     for label, _ in product(range(10), range({"train": train, "test": test}[split])):
         turn, slant = rng.normal(0, .08), rng.normal(-.15, .15)
-        size = rng.uniform(.85, 1) * np.array([19, rng.uniform(14, 17)])
+        size = rng.uniform(.85, 1) * np.array([17, rng.uniform(12, 15)])
         warp = np.array([[1, turn], [slant - turn, 1]])
         width, ink = rng.uniform(1, 1.8), np.zeros((28, 28))
         for stroke in STROKES[label]:
             wobble = rng.normal(0, .025, (4, 2))
             smooth = np.linspace(0, 3, len(stroke))
             wobble = np.stack([np.interp(smooth, range(4), wobble[:, k]) for k in (0, 1)], -1)
-            p = ((stroke - .5 + wobble) @ warp.T * size).clip(-10, 10) + 14
+            p = ((stroke - .5 + wobble) @ warp.T * size).clip(-8, 8) + 14
             a, d = p[:-1], np.diff(p, axis=0)                                # segments a -> a + d
             rel = pixels[:, :, None] - a                                     # y x segment yx
             along = ((rel * d).sum(-1) / np.maximum((d * d).sum(-1), 1e-9)).clip(0, 1)
             distance = np.linalg.norm(rel - along[..., None] * d, axis=-1).min(-1)
             ink = np.maximum(ink, (width + .5 - distance).clip(0, 1))
         # centred by mass, as MNIST is; whole pixels keep the strokes' edges
-        shift = [round(13.5 - (ink.sum(1 - k) @ np.arange(28)) / ink.sum()) for k in (0, 1)]
-        images.append(np.roll(ink, shift, (0, 1)))
+        mass = [(ink.sum(1 - k) @ np.arange(28)) / ink.sum() for k in (0, 1)]
+        images.append(np.roll(ink, np.round(13.5 - np.clip(mass, 10.5, 16.5)).astype(int), (0, 1)))
         labels.append(label)
     images = (np.stack(images) * 255).round().astype(np.uint8)
     return Digits.from_labels(images, np.array(labels), "drawn")
@@ -275,11 +277,11 @@ class Scenes:
             bitmaps = self.digits.images[torch.from_numpy(self.bitmap[:, slot])[i]].to(device)
             size, i = torch.from_numpy(self.size)[i].to(device), i.to(device)
             frames[i] = torch.maximum(frames[i], compose(bitmaps, paths[i, slot], size))
-        return rearrange(frames, "n f h w -> n 1 f h w") * 2 - 1
+        return rearrange(frames.clamp(max=1), "n f h w -> n 1 f h w") * 2 - 1
 
 
 def path(start, legs, size, ticks):
-    """Positions (n 2 f yx) of boxes that set out at `start`, move by `legs` and bounce off walls."""
+    """Positions (n 2 f yx) of boxes that start at `start`, move by `legs`, bounce off walls."""
     t = np.broadcast_to(ticks, (len(start), np.shape(ticks)[-1]))[:, None, :, None] / (ACTION / 2)
     go = start[:, :, None] + legs[:, :, None, 0] * t.clip(max=1) + legs[:, :, None, 1] * (
         t - 1).clip(min=0)                                                           # n 2 f yx
@@ -348,8 +350,8 @@ def make_scenes(n, *, seed=0, start=0, split="train", captions="full", digits=No
     size = np.where(two, 20, 28)
     first = pick.below("digit0", 10)
     digit = np.stack([first, np.where(two, (first + 1 + pick.below("digit1", 9)) % 10, -1)], -1)
-    bitmap = np.stack([digits.first[d] + Chooser(seed, split, index).below(f"bitmap{k}",
-                       digits.count[d]) for k, d in enumerate(digit.T)], -1)
+    bitmap = np.stack([digits.first[d] + pick.below(f"bitmap{k}", digits.count[d])
+                       for k, d in enumerate(digit.T)], -1)
     named = np.stack([(pick.below(f"named{k}", 8) > 0) | (captions == "four") for k in (0, 1)], -1)
     motion, adverb = np.full((n, 2), -1), np.zeros((n, 2), int)
     begin, legs = np.zeros((n, 2, 2)), np.zeros((n, 2, 2, 2))
@@ -409,10 +411,10 @@ def caption_all(pick, kind, digit, motion, named, adverb, captions):
 # ---- pixels --------------------------------------------------------------------------------------
 
 def compose(bitmaps, paths, size):
-    """Draw bitmaps (n 28 28) uint8, one a clip, with corners paths (n f yx), as boxes of `size` (n,).
+    """Draw bitmaps (n 28 28) uint8, one a clip, corners at paths (n f yx), boxes of `size` (n,).
 
-    Returns frames (n f h w) in [0, 1]. Bilinear placing is a separable sum of hat functions, frame =
-    Wy . bitmap . Wx^T, so that sub-pixel places and smaller boxes are one formula.
+    Returns frames (n f h w) in [0, 1]. Bilinear placing is a separable sum of hat functions,
+    frame = Wy . bitmap . Wx^T, so that sub-pixel places and smaller boxes are one formula.
     """
     r = rearrange(28 / size, "n -> n 1 1 1")                         # bitmap pixels per frame pixel
     pixel = torch.arange(SIZE, device=paths.device) + .5
@@ -441,7 +443,7 @@ def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device=
 # ---- files ---------------------------------------------------------------------------------------
 
 def check_clip_path(path):
-    """Raise `UserError` unless `write_clip` can write to `path`: ask before the long work starts."""
+    """Raise `UserError` unless `write_clip` can write to `path`: to be asked before long work."""
     path = Path(path)
     if path.suffix.lower() not in (".gif", ".mp4", ".png"):
         raise UserError(f"{path} has no known type: name a file that ends in .gif, .mp4 or .png")
@@ -468,10 +470,10 @@ def write_clip(x, path, fps=10):
     if len(x) > 1:  # a grey line between neighbours
         x = torch.nn.functional.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
     frames = rearrange(x, "(r k) c f h w -> f (r h) (k w) c", k=columns).numpy()
+    frames = frames.repeat(3 // frames.shape[-1], -1)  # some readers fail on a GIF of pure greys
     if suffix == ".mp4":
-        return imageio.imwrite(path, frames.repeat(4 - frames.shape[-1], -1)[..., :3], fps=fps,
-                               codec="libx264", quality=9, macro_block_size=2)
-    frames = frames.squeeze(-1) if frames.shape[-1] == 1 else frames
+        return imageio.imwrite(path, frames, fps=fps, codec="libx264", quality=9,
+                               macro_block_size=2)
     imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
 
 

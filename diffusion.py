@@ -1,5 +1,11 @@
 """Diffusion: noise schedules, the loss, guidance and three samplers.
 
+A network that can tell how much noise is in x can also take some away. Training: mix data with
+noise at a random level t and ask for the noise back. Sampling: start from pure noise x_T and step
+down the levels; at each, the network's guess of x0 says where to go. "Ancestral" steps also add a
+little fresh noise, as the true reverse process does; DDIM and DPM-Solver++ follow its mean path, an
+ODE whose clock is the half log-SNR, log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)).
+
 Everything here sees the network only as a function model(x, t) -> prediction, so a closed form or
 another library's network can be put in its place. x is whatever is diffused, of any shape (b ...);
 t (b,) holds integers 0 ... 999, larger is noisier; alpha_bar falls from nearly 1 to nearly 0:
@@ -24,7 +30,8 @@ def linear_alpha_bar(beta_first=1e-4, beta_last=0.02):
 
 
 def cosine_alpha_bar(s=0.008, beta_max=0.999):
-    """alpha_bar (1000,) in float64: cos^2((t/T + s)/(1 + s) pi/2) (improved DDPM Eq. 17)."""
+    """alpha_bar (1000,) in float64: cos^2((t/T + s)/(1 + s) pi/2), over its value at
+    t = 0 (improved DDPM Eq. 17, whose t = 1 ... T is our 0 ... T - 1)."""
     u = torch.arange(T + 1, dtype=torch.float64) / T
     f = ((u + s) / (1 + s) * torch.pi / 2).cos() ** 2
     return (1 - (1 - f[1:] / f[:-1]).clamp(max=beta_max)).cumprod(0)
@@ -58,8 +65,8 @@ class Diffusion:
 
     def __init__(self, schedule="cosine", predict="v"):
         if schedule not in SCHEDULES or predict not in PREDICTIONS:
-            raise ValueError(f"unknown schedule {schedule!r} or prediction {predict!r}: choose from "
-                             f"{list(SCHEDULES)} and {list(PREDICTIONS)}")
+            raise ValueError(f"unknown schedule {schedule!r} or prediction {predict!r}: choose "
+                             f"from {list(SCHEDULES)} and {list(PREDICTIONS)}")
         self.alpha_bar, self.predict = SCHEDULES[schedule](), predict
         # index -1, "before step 0", has alpha_bar = 1: no noise at all
         clean = torch.cat([self.alpha_bar, self.alpha_bar.new_ones(1)])
@@ -83,12 +90,15 @@ class Diffusion:
         return a * x0 + s * eps
 
     def target(self, x0, t, eps):
-        """What the network should return: ε, x0 or v = √ᾱ·ε − √(1−ᾱ)·x0   (Salimans & Ho, app. D)"""
+        """What the network should return: ε, x0 or v = √ᾱ·ε − √(1−ᾱ)·x0  (Salimans & Ho, app. D)"""
         a, s = self._scales(t, x0)
         return {"eps": eps, "x0": x0, "v": a * eps - s * x0}[self.predict]
 
     def to_x0_eps(self, prediction, xt, t):
-        """(x0, eps) from a prediction at xt: Eq. 4 solved for what is missing. Exact inverses."""
+        """(x0, eps) from a prediction at xt: Eq. 4 solved for what is missing. Exact inverses.
+
+        (xt, v) is (x0, eps) turned by an angle with cosine a and sine s, so v turns back.
+        """
         a, s = self._scales(t, xt)
         if self.predict == "v":
             return a * xt - s * prediction, s * xt + a * prediction
@@ -97,7 +107,7 @@ class Diffusion:
         return (xt - s * prediction) / a, prediction
 
     def loss(self, model, x0, t, eps, weight=None):
-        """The simple loss (DDPM Eq. 14), one value a sample: (b,).
+        """The simple loss (DDPM Eq. 14, there for eps), one value a sample: (b,).
 
         weight: broadcastable to x0, 1 where an element counts and 0 where not; None counts all.
         """
@@ -105,20 +115,20 @@ class Diffusion:
         weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
         return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)
 
-    # ---- samplers: one signature, sampler(model, x_T, steps) -> x0 --------------------------------
+    # ---- samplers: one signature, sampler(model, x_T, steps) -> x0 -------------------------------
 
-    def _chain(self, model, x_T, steps, progress):
+    def _chain(self, x_T, steps):
         """Yield (step, t, t_prev) as (b,) tensors: t_prev is the next, less noisy level or -1."""
         levels = timesteps(steps) + [-1]
-        for i in progress(range(steps)):
+        for i in range(steps):
             yield i, *(torch.full(x_T.shape[:1], level, device=x_T.device)
                        for level in levels[i:i + 2])
 
     @torch.no_grad()
-    def ddpm(self, model, x_T, steps, noise=torch.randn_like, progress=iter):
-        """Ancestral sampling (DDPM Alg. 2) on the respaced chain, with its posterior variance β̃."""
+    def ddpm(self, model, x_T, steps, noise=torch.randn_like):
+        """Ancestral sampling (DDPM Alg. 2) on the respaced chain, its posterior variance β̃."""
         x = x_T
-        for _, t, t_prev in self._chain(model, x_T, steps, progress):
+        for _, t, t_prev in self._chain(x_T, steps):
             x0, _ = self.to_x0_eps(model(x, t), x, t)
             mean, variance = self.posterior(x0, x, t, t_prev)
             x = mean + variance.sqrt() * noise(x)  # the last step has variance 0: it adds no noise
@@ -133,10 +143,10 @@ class Diffusion:
         return mean, s_prev ** 2 / s ** 2 * (1 - alpha)
 
     @torch.no_grad()
-    def ddim(self, model, x_T, steps, eta=0.0, noise=torch.randn_like, progress=iter):
-        """DDIM (Song et al. Eq. 12 and 16): deterministic at eta = 0, DDPM's variance at eta = 1."""
+    def ddim(self, model, x_T, steps, eta=0.0, noise=torch.randn_like):
+        """DDIM (Song et al. Eq. 12 and 16): deterministic at eta 0, DDPM's variance at eta 1."""
         x = x_T
-        for _, t, t_prev in self._chain(model, x_T, steps, progress):
+        for _, t, t_prev in self._chain(x_T, steps):
             x0, eps = self.to_x0_eps(model(x, t), x, t)
             a_prev, s_prev = self._scales(t_prev, x)
             sigma = eta * self.posterior(x0, x, t, t_prev)[1].sqrt()
@@ -146,16 +156,16 @@ class Diffusion:
         return x
 
     @torch.no_grad()
-    def dpm(self, model, x_T, steps, progress=iter):
+    def dpm(self, model, x_T, steps):
         """DPM-Solver++(2M) (Lu et al. 2022 Alg. 2), the midpoint form: second order in the
         half log-SNR λ = log(√ᾱ / √(1−ᾱ)), first order at the first and the last step."""
-        x, x0_last, h_last = x_T, None, None
-        for i, t, t_prev in self._chain(model, x_T, steps, progress):
+        x, x0_last, h_last = x_T, None, None  # each step: x' = s'/s·x − a'·(e⁻ʰ − 1)·D
+        for i, t, t_prev in self._chain(x_T, steps):
             a, s = self._scales(t, x)
             a_prev, s_prev = self._scales(t_prev, x)
             x0, _ = self.to_x0_eps(model(x, t), x, t)
             if i == steps - 1:
-                x = x0                     # λ is infinite at ᾱ = 1, where Eq. 9 becomes x = x0
+                x = x0                     # λ is infinite at ᾱ = 1: all that is left is x0
                 continue
             h = (a_prev / s_prev).log() - (a / s).log()
             d = x0                         # x0 at the middle of the step, by extrapolation

@@ -351,7 +351,7 @@ def read_clips(x, classifier, stride_ticks=None, batch=50):
 
     stride_ticks: ticks between frames, by default that of the whole action in f frames.
     """
-    f = x.shape[2]
+    f = x.shape[2] if x.ndim == 5 else 0
     if x.ndim != 5 or x.shape[-2:] != (SIZE, SIZE) or not (stride_ticks or f in data.STRIDES):
         raise UserError(f"clips of shape {tuple(x.shape)} cannot be read: they must be "
                         f"(b c f {SIZE} {SIZE}) with f one of {list(data.STRIDES)}")
@@ -452,22 +452,48 @@ def table(name, scores, scenes):
               f"{100 * scores.steadiness[kind].mean():7.1f}")
 
 
+def audit(args):
+    """Prints how often the judge finds the truth of real test clips: motion, adverb and count of
+    every clip, also where its caption is silent, and all digits."""
+    from sample import device_for
+    device = device_for(args.device)
+    classifier = load_classifier(device=device)
+    digits, rows = data.load_digits("test", args.digits, args.data_root), []
+    for start in tqdm(range(0, args.num, 250), desc="reading"):
+        x, _, truth = data.captioned_clips(
+            min(250, args.num - start), seed=args.seed, start=start, split="test",
+            captions=args.captions or "full", digits=digits, device=device)
+        says_all = np.where(truth.size == 20, KINDS.index("two moving"), KINDS.index("straight"))
+        scores = score(read_clips(x, classifier),
+                       replace(truth, kind=says_all, named=np.ones_like(truth.named)))
+        rows.append(np.stack([truth.kind, scores.motion_ok, scores.digit_ok]))
+    kind, motion, digit = np.concatenate(rows, axis=1)
+    print(f"the judge on real {digits.source} test clips, seed {args.seed}, n {args.num}\n\n"
+          f"{'captions':13s} {'n':>5s}  motion and count %  all digits %")
+    for k in range(-1, len(KINDS)):
+        chosen = (kind == k) | (k < 0)
+        if chosen.any():
+            print(f"{KINDS[k] if k >= 0 else 'all':13s} {chosen.sum():5d}  "
+                  f"{100 * motion[chosen].mean():18.2f}  {100 * digit[chosen].mean():12.2f}")
+
+
 @torch.no_grad()
 def report(args):
     """Makes the clips, reads them and prints the table; needs a trained model."""
-    if args.num < 2:
-        raise UserError(f"--num is {args.num}, but it takes at least 2 clips to compare any")
-    from sample import device_for, generate, load  # only here: the judge needs no model
+    from sample import device_for, generate, load
     device = device_for(args.device)
     digits = data.load_digits("test", args.digits, args.data_root)
     classifier, model = load_classifier(device=device), load(args.checkpoint, args.device)
-    options = dict(seed=args.seed, split="test", captions=args.captions, digits=digits)
+    knows = "full" if "standing" in model.config["vocabulary"] else "four"
+    if (captions := args.captions or knows) == "full" and knows == "four":
+        raise UserError("this checkpoint was trained with --captions four: leave --captions out")
+    options = dict(seed=args.seed, split="test", captions=captions, digits=digits)
     x, captions, truth = data.captioned_clips(args.num, **options)
     others, _, _ = data.captioned_clips(args.num, start=args.num, **options)
     print(f"checkpoint {args.checkpoint or 'shipped'}, seed {args.seed}, n {args.num}, device "
           f"{device}, digits {digits.source}")
     decoded = torch.cat([model.vae.decode(model.vae.encode(part.to(device))).cpu()
-                         for part in tqdm(x.split(16), desc="reconstructing")])
+                         for part in tqdm(x.split(16), desc="reconstructing")]).clamp(-1, 1)
     samples = generate(model, captions, num_frames=32, steps=args.steps,
                        guidance_scale=args.guidance, seed=args.seed).cpu()
     read = {name: read_clips(clips, classifier) for name, clips in
@@ -484,7 +510,7 @@ def report(args):
     inside = replace(truth, digits=white).render(np.arange(32) * data.STRIDES[32])[:, 0] > -1
     print(f"\nVAE reconstruction: PSNR {psnr(x, decoded):.1f} dB, inside the digits' boxes "
           f"{psnr(x, decoded, inside):.1f} dB")
-    for name in ("samples", "others"):
+    for name in ("samples", "others") if args.num > 256 else ():  # else the covariance is singular
         distance = frechet_distance(read[name].features, read["real"].features)
         name = "other real clips (the floor)" if name == "others" else name
         print(f"Frechet digit distance to real clips: {distance:7.3f} for {name}")
@@ -492,29 +518,34 @@ def report(args):
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Does the model obey its captions? The table.")
+    from sample import number  # only in the command: the judge itself needs no model
+    parser = argparse.ArgumentParser(description="Does the model obey its captions? The table.",
+                                     usage="python metrics.py [options]   (--help lists them)")
     add = parser.add_argument
     add("--checkpoint", help="a trained model (default: the shipped weights)")
-    add("--num", type=int, default=512, help="clips in each row (512)")
-    add("--captions", choices=["full", "four"], default="full", help="the grammar's part (full)")
-    add("--guidance", type=float, help="guidance scale (the sampler's default)")
-    add("--steps", type=int, help="sampling steps (the sampler's default)")
-    add("--seed", type=int, default=0, help="of captions, noise and shuffling (0)")
+    add("--num", type=number(int, 2), default=512, help="clips in each row, 2 or more (512)")
+    add("--captions", choices=["full", "four"], help="the grammar's part (what the model knows)")
+    add("--guidance", type=number(float, 0, 100), help="guidance scale (the sampler's default)")
+    add("--steps", type=number(int, 1, 1000), help="sampling steps (the sampler's default)")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=0,
+        help="of captions, noise and shuffling (0)")
     add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
     add("--digits", choices=["auto", "mnist", "drawn"], default="auto", help="as in train.py")
     add("--data-root", help="folder with MNIST's four .gz files")
+    add("--audit", action="store_true", help="test the judge itself, on real clips; no checkpoint")
     add("--train-classifier", action="store_true", help="train the judge's DigitNet instead")
     args = parser.parse_args(argv)
     try:
         if args.train_classifier:
-            digits = data.load_digits("train", args.digits, args.data_root)
+            source = "mnist" if args.digits == "auto" else args.digits  # drawn only if asked for
+            digits = data.load_digits("train", source, args.data_root)
             net = train_classifier(digits, args.seed)
             state = {name: value.half() if value.is_floating_point() else value
                      for name, value in net.state_dict().items()}
             torch.save({"config": net.config, "model": state}, CLASSIFIER)
             print(f"saved {CLASSIFIER}: DigitNet trained on {digits.source}, seed {args.seed}")
         else:
-            report(args)
+            (audit if args.audit else report)(args)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -3,8 +3,9 @@
     python sample.py "a digit moving left" --out left.gif
 
 The network's window is 17 frames. As in CogVideo (Hong et al. 2022, arXiv:2205.15868), it first
-makes the 17 key frames of the whole action at stride 4; then every two windows' worth of known
-frames are filled in between at half the stride: 17 -> 33 -> 65, shown as 16, 32 and 64 frames.
+makes the 17 key frames of the whole action at stride 4. Then windows at half the stride take 9
+neighbouring frames as their even ones and fill the 8 between: 17 -> 33 -> 65 frames, of which the
+last is dropped. Windows share their end frames, so nothing can jump where they meet.
 From Python:
     model = load()                                     the shipped weights
     x = generate(model, ["a 3 moving left"])           x (b c f h w) in [-1, 1]
@@ -12,6 +13,7 @@ From Python:
 
 import argparse
 import math
+import re
 import sys
 import time
 import warnings
@@ -52,7 +54,7 @@ class TextToVideo(nn.Module):
 
 def build(config):
     """A `TextToVideo` with fresh weights from a config dict: "vae", "text" and "unet" hold their
-    dataclasses' fields, "vocabulary" the words, "schedule", "predict" and "size" (pixels) the rest."""
+    dataclasses' fields, "vocabulary" the words, "schedule", "predict", "size" (pixels) the rest."""
     return TextToVideo(config)
 
 
@@ -69,7 +71,7 @@ def device_for(name="auto"):
 
 
 def read_checkpoint(path):
-    """The dict in a checkpoint file; `UserError` for anything else. Executes nothing it contains."""
+    """The dict in a checkpoint file; `UserError` for anything else. Executes nothing in it."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}: train one with train.py, or leave "
@@ -90,13 +92,18 @@ def load(checkpoint=None, device="auto"):
     """
     device, path = device_for(device), Path(checkpoint or SHIPPED)
     saved = read_checkpoint(path)
+    return restore(saved, "ema", path).to(device).eval()
+
+
+def restore(saved, key, path):
+    """The `TextToVideo` of a checkpoint's config with its weights `key`, "ema" or "model"."""
     try:
         model = build(saved["config"])
-        model.load_state_dict(saved["ema"])
+        model.load_state_dict(saved[key])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
         raise UserError(f"{path} is a checkpoint of another architecture: train one with this "
                         "version's train.py") from None
-    return model.to(device).eval()
+    return model
 
 
 def seeded(*key):
@@ -125,7 +132,8 @@ def denoiser(model, tokens, scale, **window):
 
 def amp(device):
     """Mixed precision where it pays: bfloat16 on CUDA."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    on = device.type == "cuda"
+    return torch.autocast("cuda" if on else "cpu", torch.bfloat16, enabled=on)
 
 
 def fill(z, f=WINDOW):
@@ -149,7 +157,7 @@ def join(windows, b):
 
 @torch.no_grad()
 def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidance_scale=None,
-             seed=0, progress=iter):
+             seed=0):
     """One clip a prompt: x (b c f h w) in [-1, 1] on the model's device.
 
     num_frames: 16, 32 or 64 frames of one action of 3.2 s. steps: for the key frames (a fill takes
@@ -158,7 +166,10 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     """
     if num_frames not in (16, 32, 64):
         raise UserError(f"--frames is {num_frames}, but must be 16, 32 or 64")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     sampler = sampler or "dpm"
+    if sampler not in SAMPLERS:
+        raise UserError(f"there is no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
     steps = steps or STEPS[sampler]
     scale = GUIDANCE if guidance_scale is None else guidance_scale
     device = model.vae.latent_std.device
@@ -170,13 +181,13 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
         randoms = [seeded(seed, first + i) for i in range(len(part))]
 
         def sample(tokens, steps, scale, **window):
-            def noise(like=None):  # each clip draws its windows' noise from its own generator
+            def noise(like=None):  # a clip's k windows draw their noise from the clip's generator
                 k = len(tokens) // len(randoms)
                 return torch.cat([torch.randn(k, *shape, generator=g) for g in randoms]).to(device)
 
             run = getattr(model.diffusion, sampler)
             run = run if sampler == "dpm" else partial(run, noise=noise)
-            return run(denoiser(model, tokens, scale, **window), noise(), steps, progress=progress)
+            return run(denoiser(model, tokens, scale, **window), noise(), steps)
 
         z = sample(part, steps, scale, stride=4)
         for level in range(int(math.log2(num_frames // 16))):
@@ -221,13 +232,13 @@ def parse(argv):
     p.add_argument("--sampler", default="dpm", choices=SAMPLERS)
     p.add_argument("--guidance", type=number(float, 0, 100), default=GUIDANCE, metavar="X",
                    help="0 ignores the prompt, 1 is plain conditional (default: %(default)s)")
-    p.add_argument("--seed", type=number(int, 0), default=0, metavar="N")
+    p.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N")
     p.add_argument("--num", type=number(int, 1, 1000), default=1, metavar="N",
                    help="clips of each prompt, shown as one grid (default: %(default)s)")
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    args = p.parse_args(argv)
-    if not all(prompt.strip() for prompt in args.prompts):
-        raise UserError('a prompt is empty: write what should move where, such as '
+    args = p.parse_intermixed_args(argv)  # prompts may stand among the options
+    if not all(re.search(r"\w", prompt) for prompt in args.prompts):
+        raise UserError('a prompt has no words: write what should move where, such as '
                         '"a digit moving left"; --guidance 0 samples without a prompt')
     check_clip_path(args.out)
     return args

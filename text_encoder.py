@@ -1,7 +1,7 @@
 """The text encoder: words -> tokens -> context vectors, trained together with the U-Net.
 
 The captions' language has about forty words, so a token is a word and the vocabulary comes from the
-data (it travels in the checkpoint). A small transformer (Vaswani et al. 2017, arXiv:1706.03762) lets
+data (it travels in the checkpoint). A transformer (Vaswani et al. 2017, arXiv:1706.03762) lets
 words bind: in "a 3 moving left and a 5 moving up" each digit must find its own direction.
 
     tokens (b n) int, 0 = padding  ->  context (b n d), context_mask (b n), True = a real token
@@ -105,10 +105,11 @@ class TextEncoder(nn.Module):
 if __name__ == "__main__":
     from data import VOCABULARY
 
+    words = VOCABULARY["full"]
     torch.manual_seed(0)
-    tokenizer = Tokenizer(VOCABULARY)
-    model = TextEncoder(TextConfig(vocabulary=len(VOCABULARY)))
-    print(f"{len(VOCABULARY)} words, {sum(p.numel() for p in model.parameters()):,} parameters")
+    tokenizer = Tokenizer(words)
+    model = TextEncoder(TextConfig(vocabulary=len(words)))
+    print(f"{len(words)} words, {sum(p.numel() for p in model.parameters()):,} parameters")
     for caption in ("a 3 moving left", "the digit seven going up then right"):
         tokens = tokenizer([caption])
         print(f"{caption!r} -> {tokens[tokens > 0].tolist()}")

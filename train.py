@@ -32,7 +32,7 @@ from tqdm import tqdm
 import data
 from data import KINDS, UserError
 from diffusion import PREDICTIONS, SCHEDULES, T
-from sample import WINDOW, build, device_for, generate, number, read_checkpoint, seeded
+from sample import WINDOW, build, device_for, generate, number, read_checkpoint, restore, seeded
 from text_encoder import TextConfig
 from unet3d import UNetConfig
 from vae import VAEConfig
@@ -40,7 +40,8 @@ from vae import VAEConfig
 STAGES = ("vae", "stills", "clips")
 # Steps and rates of the presets were chosen to fit 30 minutes of 2 CPU cores and 9 of an H100.
 PRESETS = {
-    "tiny": dict(vae_steps=2400, stills_steps=1500, clips_steps=4000, batch_size=8, lr=1.5e-3,
+    "tiny": dict(vae_steps=1800, stills_steps=900, clips_steps=4400, batch_size=8, lr=1.5e-3,
+                 captions="four",
                  vae=VAEConfig(widths=(16, 32, 64), blocks=1),
                  unet=UNetConfig(widths=(48, 96), head_dim=16, emb_width=128)),
     "base": dict(vae_steps=1200, stills_steps=350, clips_steps=2400, batch_size=256, lr=1.4e-3,
@@ -48,29 +49,30 @@ PRESETS = {
 PER_CLIP = {"vae": 2, "stills": 8, "clips": 1}   # items a step for each clip of --batch-size
 VAE_LR = 2e-3
 WARM_UP = 100             # steps to the full learning rate
-DROP_CAPTION = 0.1        # share of captions replaced by the null prompt (Ho & Salimans, section 5)
+DROP_CAPTION = 0.1        # share of captions made the null prompt (Ho & Salimans, section 4.2)
 KNOWN_NOISE = 0.1         # std of the noise on known latents is drawn from 0 ... this
 EMA_DECAY = 0.998
 CLIP_NORM = 1.0
 LOG_EVERY = 10
-PROMPTS = ("a 3 moving left", "the digit seven going up", "a 5 sliding down and right quickly",
-           "digit 2 moving right then up", "a 8 bouncing left and right", "a digit standing still",
-           "a 4 moving up and a 9 moving down", "two digits")
+MEASURED = 16             # batches of 256 frames that the latents' mean and std are measured on
+PROMPTS = ("a 3 moving left", "a 7 moving up", "a 5 moving down", "a 2 moving right",
+           "the digit six sliding down and right quickly", "digit 2 moving right then up",
+           "a 8 bouncing left and right", "a 4 moving up and a 9 moving down")
 
 
 # ---- data of one step ----------------------------------------------------------------------------
 
 def make_batch(stage, step, n, settings, digits, device):
     """Step `step`'s clips: x (n c f h w), captions, stride (n,) in ticks, known_mask (n f)."""
-    scenes = data.make_scenes(n, seed=settings["seed"], start=step * n, captions=settings["captions"],
-                              digits=digits)
+    scenes = data.make_scenes(n, seed=settings["seed"], start=step * n, digits=digits,
+                              captions=settings["captions"])
     pick = data.Chooser(settings["seed"], stage, range(step * n, step * n + n))
     if stage != "clips":  # stills: one frame, any tick, captioned by the subject alone
         ticks = pick.below("tick", data.ACTION + 1)[:, None]
         return scenes.render(ticks, device), scenes.subjects, torch.full((n,), 4), None
-    # of 16 windows 10 show the whole action and 6 are to be filled in, at stride 2 or 1
+    # of 16 windows 12 show the whole action and 4 are to be filled in, at stride 2 or 1
     stride = torch.from_numpy(pick.below("stride", 16))
-    stride = torch.where(stride < 10, 4, torch.where(stride < 14, 2, 1))
+    stride = torch.where(stride < 12, 4, torch.where(stride < 15, 2, 1))
     start = pick.below("start", data.ACTION - (WINDOW - 1) * stride.numpy() + 1)
     frame = torch.arange(WINDOW)
     ticks = start[:, None] + (stride[:, None] * frame).numpy()
@@ -96,7 +98,9 @@ def diffusion_loss(model, x, captions, stride, known_mask, generator):
     tokens = model.tokenizer(captions).to(device)
     drop = torch.rand(b, device=device, generator=generator) < DROP_CAPTION
     context, context_mask = model.text_encoder(tokens, drop)
-    t = torch.randint(T, (b,), device=device, generator=generator)
+    # high levels more often (density 2t/T): frames repeat each other, so a clip's motion is decided
+    # where little is left of it (Chen 2023, arXiv:2301.10972, on redundancy and noise)
+    t = (T * torch.rand(b, device=device, generator=generator).sqrt()).long().clamp(max=T - 1)
     eps = torch.randn(z.shape, device=device, generator=generator)
     window = dict(stride=stride.to(device))
     weight = None
@@ -123,7 +127,7 @@ def learning_rate(step, steps, peak):
 
 @torch.no_grad()
 def update_ema(ema, model, step):
-    """ema <- decay ema + (1 - decay) model; the decay warms up, so that early noise is forgotten."""
+    """ema <- decay ema + (1 - decay) model; the decay warms up, to forget the early noise."""
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
     pairs = [(e, p) for e, p in zip(ema.parameters(), model.parameters()) if p.requires_grad]
     get_ema_multi_avg_fn(decay)(*zip(*pairs), None)
@@ -147,7 +151,8 @@ class Log:
 
     def __init__(self, path, stage, step):
         rows = list(csv.reader(open(path, newline=""))) if path.exists() else []
-        keep = [row for row in rows[1:] if (STAGES.index(row[0]), int(row[1])) <= (stage, step)]
+        keep = [row for row in rows[1:] if len(row) == len(self.columns)
+                and (STAGES.index(row[0]), int(row[1])) <= (stage, step)]
         self.file = open(path, "w", newline="")
         self.writer = csv.writer(self.file)
         self.writer.writerows([self.columns] + keep)
@@ -158,15 +163,16 @@ class Log:
 
 
 def write_samples(folder, stage, step, x, model, ema):
-    """Strips at fixed prompts and noise, raw and EMA weights; in the vae stage, truth and rebuilt."""
+    """Strips at fixed prompts and noise, raw and EMA weights; of the vae, truth and rebuilt."""
     try:
         for name, net in (("raw", model), ("ema", ema)):
             if stage == "vae":
                 with torch.no_grad():
-                    x = torch.cat([x[:8], net.vae.decode(net.vae.encode(x[:8]))])
-                strip = rearrange(x, "(two b) c 1 h w -> two c b h w", two=2)
+                    pair = torch.cat([x[:8], net.vae.decode(net.vae.encode(x[:8]))])
+                strip = rearrange(pair, "(two b) c 1 h w -> two c b h w", two=2)
             else:
-                strip = generate(net, list(PROMPTS), num_frames=16, seed=0)
+                known = [p for p in PROMPTS if {*p.split()} <= {*net.tokenizer.words}]
+                strip = generate(net, known, num_frames=16, seed=0)
             data.write_clip(strip, folder / f"{stage}_{step:06d}_{name}.png")
     except ImportError as error:  # a training machine without imageio loses strips, not the run
         print(f"note: no sample strips: {error}", file=sys.stderr)
@@ -187,7 +193,8 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, di
         x, captions, stride, known_mask = make_batch(stage, step, n, settings, digits, device)
         generator = torch.Generator(device).manual_seed(
             seeded(settings["seed"], stage, step).initial_seed())
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with torch.autocast(device.type if dtype else "cpu", dtype or torch.bfloat16,
+                            enabled=dtype is not None):
             losses, t = (vae_loss(model, x, generator) if stage == "vae" else
                          diffusion_loss(model, x, captions, stride, known_mask, generator))
         optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, peak)
@@ -208,6 +215,9 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, di
             (total, count), norm = bins.cpu(), norm.item()
             speed = count.sum().item() / (now - mark)
             loss = (total.sum() / count.sum()).item()
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {step + 1} of stage {stage}: the last "
+                                "good checkpoint is kept; resume it with a lower --lr or --amp off")
             log.row(stage, step + 1, (step + 1) * n, loss, *(total / count).tolist(), norm, lr,
                     speed, now - begin)
             unit = "clips" if stage == "clips" else "frames"
@@ -225,7 +235,7 @@ def settle_vae(model, ema, settings, digits, device):
     """After the vae stage: take the averaged weights, measure the latents, report the PSNR."""
     model.vae.load_state_dict(ema.vae.state_dict())
     frames = [make_batch("stills", step, 256, settings, digits, device)[0].squeeze(2)
-              for step in range(16)]
+              for step in range(MEASURED)]
     model.vae.measure_latents(frames)
     ema.vae.load_state_dict(model.vae.state_dict())
     with torch.no_grad():
@@ -238,11 +248,12 @@ def run(settings, config, dtype, compiled, out, saved, device):
     """All stages, from scratch or from the checkpoint `saved`."""
     digits = data.load_digits("train", settings["digits"], settings["data_root"])
     torch.manual_seed(settings["seed"])
-    model = build(config).to(device)
-    ema = copy.deepcopy(model).eval().requires_grad_(False)
     if saved:
-        model.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
+        model, ema = (restore(saved, key, out / "checkpoint.pt") for key in ("model", "ema"))
+    else:
+        model = build(config)
+        ema = copy.deepcopy(model)
+    model, ema = model.to(device), ema.to(device).eval().requires_grad_(False)
     if compiled:
         model.unet.compile()  # in place, so that saved names carry no _orig_mod. prefix
     stage, step = saved["progress"] if saved else (0, 0)
@@ -254,10 +265,12 @@ def run(settings, config, dtype, compiled, out, saved, device):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad],
                                       lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
                                       fused=device.type == "cuda")
-        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        scaling = dtype == torch.float16
+        scaler = torch.amp.GradScaler(device.type if scaling else "cpu", enabled=scaling)
         if saved and k == stage and step > 0:
             optimizer.load_state_dict(saved["optimizer"])
-            scaler.load_state_dict(saved["scaler"])
+            if scaling and saved["scaler"]:  # empty where the run was not fp16 so far
+                scaler.load_state_dict(saved["scaler"])
 
         def finish(stage, step, x, strips):
             if stage == "vae" and step == settings["vae_steps"]:
@@ -271,7 +284,7 @@ def run(settings, config, dtype, compiled, out, saved, device):
 
         train_stage(STAGES[k], step if k == stage else 0, model, ema, optimizer, scaler, dtype,
                     settings, digits, log, finish)
-    half = {name: value.half() for name, value in ema.state_dict().items()}
+    half = {name: value.half().cpu() for name, value in ema.state_dict().items()}
     save(out / "weights.pt", {"config": config, "ema": half})  # all that sampling needs
 
 
@@ -293,10 +306,10 @@ def parse(argv):
     p.add_argument("--steps", type=count, metavar="N", dest="clips_steps",
                    help="steps of the clips stage")
     p.add_argument("--batch-size", type=count, metavar="N",
-                   help="clips a step; the vae stage takes 2 and the stills stage 8 frames for each")
+                   help="clips a step; the vae and stills stages take 2 and 8 frames for each")
     p.add_argument("--lr", type=number(float, 1e-8, 1), metavar="X",
                    help="peak learning rate of the stills and clips stages")
-    p.add_argument("--seed", type=number(int, 0), metavar="N", help="default: 0")
+    p.add_argument("--seed", type=number(int, 0, 2**63 - 1), metavar="N", help="default: 0")
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     p.add_argument("--amp", default="auto", choices=("auto", "bf16", "fp16", "off"),
                    help="mixed precision; auto is bf16 on CUDA and off elsewhere")
@@ -306,15 +319,32 @@ def parse(argv):
                    help="auto: MNIST where it can be had, else digits drawn from pen strokes")
     p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
     p.add_argument("--captions", choices=("full", "four"),
-                   help='full: the whole grammar; four: only "a 3 moving left" and the like')
+                   help='full: the whole grammar (base); four: only "a 3 moving left" and the '
+                        'like, one digit in four directions (tiny)')
     p.add_argument("--schedule", choices=tuple(SCHEDULES), help="noise schedule (default: cosine)")
     p.add_argument("--predict", choices=PREDICTIONS, help="what the U-Net predicts (default: v)")
     return p.parse_args(argv)
 
 
 DEFAULTS = dict(seed=0, digits="auto", data_root=None, captions="full", schedule="cosine",
-                predict="v")
+                predict="v")  # a preset may say otherwise
 FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAULTS)
+
+
+def check_resumed(args, settings, saved):
+    """Raise `UserError` where flags would make a resumed run another one."""
+    began = saved["settings"] | {"preset": saved["config"]["preset"]}
+    given = {"preset": None if args.preset == "auto" else args.preset}
+    given |= {flag: getattr(args, flag) for flag in ("captions", "schedule", "predict")}
+    for flag, value in given.items():
+        if value not in (None, began[flag]):
+            raise UserError(f"the run began with --{flag} {began[flag]}, not {value}: leave the "
+                            "flag out, or begin another run with --out")
+    stage, step = STAGES[saved["progress"][0]], saved["progress"][1]
+    name = f"{stage}_steps"
+    if settings[name] != began[name] and settings[name] <= step:
+        raise UserError(f"the {stage} stage has made {step} steps already, so it cannot end at "
+                        f"{settings[name]}: give it more, or leave the flag out")
 
 
 def settings_for(args, saved, device):
@@ -322,13 +352,19 @@ def settings_for(args, saved, device):
     preset = args.preset if args.preset != "auto" else "tiny" if device.type == "cpu" else "base"
     settings = DEFAULTS | PRESETS[preset] | (saved["settings"] if saved else {})
     settings |= {flag: getattr(args, flag) for flag in FLAGS if getattr(args, flag) is not None}
+    if not saved and args.predict == "eps" and args.schedule is None:
+        print("note: --predict eps takes the linear schedule, as in DDPM: at the cosine's last "
+              "step, x0 = (xt - s eps) / a divides by 5e-5")
+        settings["schedule"] = "linear"
     vae, unet = settings.pop("vae", None), settings.pop("unet", None)
     if saved:
         config = saved["config"]
+        check_resumed(args, settings, saved)
     else:
-        text = TextConfig(vocabulary=len(data.VOCABULARY), width=unet.context_width)
+        words = data.VOCABULARY[settings["captions"]]
+        text = TextConfig(vocabulary=len(words), width=unet.context_width)
         config = dict(vae=asdict(vae), text=asdict(text), unet=asdict(unet), size=data.SIZE,
-                      vocabulary=data.VOCABULARY, schedule=settings["schedule"],
+                      vocabulary=words, schedule=settings["schedule"],
                       predict=settings["predict"], preset=preset)
     amp = args.amp if args.amp != "auto" else "bf16" if device.type == "cuda" else "off"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
@@ -356,7 +392,7 @@ def main(argv=None):
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f'done: python sample.py "a digit moving left" --checkpoint {path}')
+    print(f'done: python sample.py "a 3 moving left" --checkpoint {path}')
     return 0
 
 

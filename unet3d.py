@@ -10,8 +10,8 @@ One network does every task of the papers it follows:
   network. Known frames enter as extra channels with a mask.
 - CogVideo (Hong et al. 2022, 2205.15868): a frame-rate token, here the stride in ticks, and
   recursive interpolation between known frames.
-No weight depends on the window's length: frames are told apart by sine waves, rotary (relative; Su
-et al. 2021, 2104.09864) and added (from the window's start), in the temporal attention only.
+No weight depends on the window's length: frames are told apart by sine waves, relative (rotary, Su
+et al. 2021, 2104.09864) and counted from the window's start, in layers that stills skip.
 
 Inside, activations are channels-last, b f h w c, from the first layer to the last: every axis move
 but the temporal attention's is a free view of the same memory. Run `python unet3d.py` for the U.
@@ -36,13 +36,13 @@ class Norm(nn.LayerNorm):
     """
 
     def forward(self, x):
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast("cuda" if x.is_cuda else "cpu", enabled=False):
             return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype),
                                 self.bias.to(x.dtype), self.eps)
 
 
 def zero(layer):
-    """Make a layer return exact zeros at birth: a residual branch that ends in it is the identity."""
+    """Make a layer return exact zeros at birth: a residual that ends in it is the identity."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
@@ -69,7 +69,7 @@ def sinusoid(position, width, base):
 
 def rotary(x):
     """Turn pairs of channels of x (b heads f e) by angles that grow with the frame's number, so
-    that q·k depends on frames' distance only (RoFormer Eq. 34)."""
+    that q·k knows their distance (RoFormer section 3.2; its pairs are neighbours, ours halves)."""
     angle = angles(torch.arange(x.shape[-2], device=x.device), x.shape[-1] // 2, FRAME_BASE)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)                      # f e/2
     one, two = x.chunk(2, dim=-1)
@@ -89,7 +89,7 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, mask=None):
         y = self.norm(x)
-        if self.temporal:  # where in the action a frame is: "then" turns at its middle
+        if self.temporal:  # where in the window: "then" turns in the middle of the key frames
             frame = torch.arange(x.shape[1], device=x.device)
             y = y + sinusoid(frame, x.shape[2], FRAME_BASE).to(y.dtype)
         q = rearrange(self.q(y), "b n (h e) -> b h n e", h=self.heads)
@@ -104,7 +104,7 @@ class Attention(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """x (b f h w c) -> (b f h w d): two 1x3x3 convolutions; emb (b e) enters by scale and shift."""
+    """x (b f h w c) -> (b f h w d): two 1x3x3 convolutions; emb (b f e) by scale and shift."""
 
     def __init__(self, c, d, emb_width):
         super().__init__()
@@ -115,7 +115,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x, emb):
         y = conv2d(self.conv1, F.silu(self.norm1(x)))
-        scale, shift = rearrange(self.emb(emb), "b (two d) -> two b 1 1 1 d", two=2)
+        scale, shift = rearrange(self.emb(emb), "b f (two d) -> two b f 1 1 d", two=2)
         y = conv2d(self.conv2, F.silu(self.norm2(y) * (1 + scale) + shift))
         return self.shortcut(x) + y
 
@@ -133,7 +133,7 @@ class TemporalConv(nn.Module):
 
 
 class Block(nn.Module):
-    """One level's work: space, words, time. Temporal layers are skipped where there is one frame."""
+    """One level's work: space, words, time. Temporal layers are skipped for a single frame."""
 
     def __init__(self, c, d, config):
         super().__init__()
@@ -173,6 +173,11 @@ class UNet3D(nn.Module):
         self.time = nn.Sequential(nn.Linear(w[0], e), nn.SiLU(), nn.Linear(e, e))
         self.stride = nn.Embedding(len(STRIDES), e)
         self.caption = nn.Linear(config.context_width, e)
+        # sine waves say which frame this is (nothing at birth, for stills have no number) and which
+        # place: "left" means somewhere else in every frame
+        self.frame = nn.Linear(16, e, bias=False)
+        nn.init.zeros_(self.frame.weight)
+        self.place = nn.Parameter(torch.ones(w[0]))
         # noisy latents, known latents, and the mask that says which frames are known
         self.conv_in = nn.Conv2d(2 * c + 1, w[0], 3, padding=1)
         self.down = nn.ModuleList(Block(d, d, config) for d in w)
@@ -184,11 +189,17 @@ class UNet3D(nn.Module):
                                   for d, e in zip(w[::-1], w[-2::-1]))
         self.norm_out, self.conv_out = Norm(w[0]), zero(nn.Conv2d(w[0], c, 3, padding=1))
 
-    def embed(self, t, stride, context, mask):
-        """Noise level (b,), stride (b,) in ticks and the caption as a whole -> emb (b e)."""
+    def embed(self, t, stride, context, mask, f, temporal):
+        """Noise level (b,), stride (b,) in ticks, the caption as a whole and, as a temporal layer,
+        the frame's number -> emb (b f e). Together the last two say "left, so by now here"."""
         emb = self.time(sinusoid(t, self.config.widths[0], base=10_000))
         mean = (context * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)        # b d
-        return F.silu(emb + self.stride(stride.log2().long()) + self.caption(mean))
+        emb = emb + self.stride(stride.log2().round().long()) + self.caption(mean)           # b e
+        emb = repeat(emb, "b e -> b f e", f=f)
+        if temporal:
+            frame = torch.arange(f, device=t.device)
+            emb = emb + self.frame(sinusoid(frame, self.frame.in_features, FRAME_BASE))
+        return F.silu(emb)
 
     def forward(self, z_t, t, context, context_mask, stride=4, known=None, known_mask=None,
                 temporal=True):
@@ -210,10 +221,16 @@ class UNet3D(nn.Module):
         x = torch.cat([z_t, known * seen, seen.expand(b, 1, f, h, w)], dim=1)
         x = rearrange(x, "b c f h w -> b f h w c").contiguous()
         stride = torch.as_tensor(stride, device=t.device, dtype=torch.float32).expand(b)
-        emb = self.embed(t, stride, context, context_mask)
-        rest = emb, context, context_mask, temporal and f > 1
+        temporal = temporal and f > 1
+        emb = self.embed(t, stride, context, context_mask, f, temporal)
+        rest = emb, context, context_mask, temporal
 
         x = conv2d(self.conv_in, x)
+        row, column = (sinusoid(torch.arange(n, device=x.device), x.shape[-1] // 2, FRAME_BASE)
+                       for n in (h, w))
+        row, column = repeat(row, "h c -> h w c", w=w), repeat(column, "w c -> h w c", h=h)
+        place = torch.cat([row, column], dim=-1)
+        x = x + (self.place * place).to(x.dtype)
         skips = []
         for i, block in enumerate(self.down):
             x = block(x, *rest)                                             # b f h w c
@@ -246,6 +263,7 @@ if __name__ == "__main__":
     context, mask = torch.randn(1, 20, 96), torch.arange(20)[None] < 4
     print(f"latent clip b c f h w = {tuple(z.shape)}; down and up the U as b f h w c:")
     out = unet(z, t, context, mask)
-    print(f"prediction {tuple(out.shape)}; {sum(p.numel() for p in unet.parameters()):,} parameters")
+    count = sum(p.numel() for p in unet.parameters())
+    print(f"prediction {tuple(out.shape)}; {count:,} parameters")
     same = torch.equal(out, unet(z, t, context, mask, temporal=False))
     print(f"before training, temporal layers change nothing, bit for bit: {same}")

@@ -2,8 +2,8 @@
 
     python tests/bench.py [--preset tiny|base] [--batch-size N] [--device ...] [--profile]
 
-Prints frames or clips a second of each training stage, data and encoding included, seconds a clip of
-sampling, and peak memory.
+Prints frames or clips a second of each training stage, data and encoding included, seconds a clip
+of sampling, and peak memory.
 """
 
 import argparse
@@ -61,7 +61,8 @@ def main():
                 torch.cuda.synchronize()
             begin = time.perf_counter()
             train.train_stage(stage, 0, model, ema, optimizer, scaler, dtype,
-                              settings | {f"{stage}_steps": n}, digits, NoLog(), lambda *a, **k: None)
+                              settings | {f"{stage}_steps": n}, digits, NoLog(),
+                              lambda *a, **k: None)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             return time.perf_counter() - begin

@@ -12,6 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import metrics
+from sample import number
 
 
 @pytest.fixture(scope="module")
@@ -159,8 +160,9 @@ def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net):
 
     vae = SimpleNamespace(encode=lambda x: x, decode=lambda z: (z + .02).clamp(-1, 1))
     monkeypatch.setitem(sys.modules, "sample", SimpleNamespace(
-        load=lambda checkpoint, device: SimpleNamespace(vae=vae), generate=generate,
-        device_for=torch.device))
+        load=lambda checkpoint, device: SimpleNamespace(
+            vae=vae, config={"vocabulary": data.VOCABULARY["full"]}),
+        generate=generate, device_for=torch.device, number=number))
     monkeypatch.setattr(metrics, "load_classifier", lambda device: net)
     assert metrics.main("--num 24 --seed 3 --digits drawn --device cpu --steps 5 "
                         "--guidance 2".split()) == 0
@@ -170,8 +172,20 @@ def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net):
     assert motion["shuffled prompts"] < 40
 
 
-def test_bad_input_exits_with_two_and_one_sentence(capsys):
-    assert metrics.main(["--num", "1"]) == 2
-    assert capsys.readouterr().err.startswith("error: --num is 1")
+def test_shipped_classifier_reads_upright_digits():
+    """Trained on MNIST, it reads most drawn digits; transposed crops would make it guess."""
+    x, _, truth = data.captioned_clips(60, split="test", captions="four", num_frames=16,
+                                       digits=data.load_digits("test", "drawn"))
+    readings = metrics.read_clips(x, metrics.load_classifier())
+    assert (readings.digit[:, 0] == truth.digit[:, 0]).mean() > .6
+
+
+def test_audit_finds_every_motion_of_drawn_clips(capsys):
+    assert metrics.main("--audit --num 60 --seed 4 --digits drawn --device cpu".split()) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("all"))
+    assert float(row.split()[2]) > 98
+
+
+def test_clips_of_another_shape_are_refused():
     with pytest.raises(data.UserError):
         metrics.read_clips(torch.zeros(1, 1, 7, 64, 64), metrics.DigitNet())

@@ -1,0 +1,292 @@
+"""Facts of the commands: what a user types, what comes back, and what is refused."""
+
+import ast
+import csv
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import imageio.v3 as imageio
+import pytest
+import torch
+
+import data
+import metrics
+import sample
+import train
+import unet3d
+import vae
+
+ROOT = Path(__file__).parent.parent
+FEW = ["--digits", "drawn", "--device", "cpu", "--vae-steps", "3", "--image-steps", "2", "--steps",
+       "3", "--batch-size", "2"]
+
+
+def shrink(monkeypatch):
+    """Small networks under the tiny preset's name, and small strips: minutes become seconds."""
+    monkeypatch.setitem(train.PRESETS, "tiny", train.PRESETS["tiny"] | dict(
+        vae=vae.VAEConfig(widths=(8, 16, 16), blocks=1),
+        unet=unet3d.UNetConfig(widths=(16, 32), head_dim=8, emb_width=32)))
+    monkeypatch.setattr(train, "PROMPTS", ("a 3 moving left",))
+    monkeypatch.setattr(train, "MEASURED", 1)
+    monkeypatch.setitem(sample.STEPS, "dpm", 2)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    shrink(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of a few steps of everything."""
+    out = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink(monkeypatch)
+        assert train.main([*FEW, "--out", str(out)]) == 0
+    return out
+
+
+def rows(out):
+    """log.csv without its time columns."""
+    with open(out / "log.csv", newline="") as file:
+        return [row[:-2] for row in csv.reader(file)]
+
+
+def weights(out, key="model"):
+    return torch.load(out / "checkpoint.pt", weights_only=True)[key]
+
+
+def test_training_writes_checkpoint_weights_log_and_strips(trained):
+    assert [row[:2] for row in rows(trained)[1:]] == [["vae", "3"], ["stills", "2"], ["clips", "3"]]
+    names = {path.name for path in (trained / "samples").iterdir()}
+    assert {"vae_000003_ema.png", "stills_000002_raw.png", "clips_000003_ema.png"} <= names
+    assert not list(trained.glob("*.part"))
+    half = torch.load(trained / "weights.pt", weights_only=True)
+    assert {v.dtype for v in half["ema"].values()} == {torch.float16} and "optimizer" not in half
+
+
+@pytest.mark.parametrize("stage,step", [(0, 2), (1, 1), (2, 1), (2, 2)])
+def test_resume_is_bit_exact(trained, tmp_path, monkeypatch, stage, step):
+    """Stop after any step of any stage, resume, and weights, averages and log are the same."""
+    class Stop(Exception):
+        pass
+
+    real = train.save
+
+    def save(path, content):
+        real(path, content)
+        if path.name == "checkpoint.pt" and content["progress"] == (stage, step):
+            raise Stop
+
+    monkeypatch.setattr(train, "LOG_EVERY", 1)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert train.main([*FEW, "--out", str(whole)]) == 0
+    monkeypatch.setattr(train, "save", save)
+    with pytest.raises(Stop):
+        train.main([*FEW, "--out", str(broken)])
+    monkeypatch.setattr(train, "save", real)
+    assert train.main(["--resume", "--out", str(broken), "--device", "cpu"]) == 0
+    for key in ("model", "ema"):
+        a, b = weights(whole, key), weights(broken, key)
+        assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert rows(whole) == rows(broken)
+
+
+@pytest.mark.parametrize("change", [["--predict", "x0"], ["--schedule", "linear"],
+                                    ["--captions", "full"], ["--preset", "base"],
+                                    ["--steps", "2"]], ids=" ".join)
+def test_resume_refuses_settings_that_make_another_run(trained, change, capsys):
+    before = (trained / "checkpoint.pt").read_bytes()
+    assert train.main(["--resume", "--out", str(trained), "--device", "cpu", *change]) == 2
+    assert capsys.readouterr().err.startswith("error: the ")
+    assert (trained / "checkpoint.pt").read_bytes() == before
+
+
+def test_training_refuses_to_overwrite_without_resume(trained, capsys):
+    before = (trained / "checkpoint.pt").read_bytes()
+    assert train.main([*FEW, "--out", str(trained)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert (trained / "checkpoint.pt").read_bytes() == before
+
+
+CHANGES = [["--vae-steps", "2"], ["--image-steps", "1"], ["--steps", "2"], ["--batch-size", "1"],
+           ["--lr", "0.01"], ["--seed", "5"], ["--captions", "full"], ["--schedule", "linear"],
+           ["--predict", "eps"], ["--predict", "x0"], ["--preset", "base"], ["--amp", "bf16"]]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=" ".join)
+def test_every_training_flag_changes_something(trained, tmp_path, monkeypatch, change):
+    monkeypatch.setitem(train.PRESETS, "base", train.PRESETS["tiny"] | dict(
+        unet=unet3d.UNetConfig(widths=(24, 32), head_dim=8, emb_width=32)))
+    assert train.main([*FEW, *change, "--out", str(tmp_path)]) == 0
+    a, b = weights(trained), weights(tmp_path)
+    assert any(a[k].shape != b[k].shape or not torch.equal(a[k], b[k]) for k in a)
+
+
+def test_compile_compiles_the_unet_in_place(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(type(self)))
+    assert train.main([*FEW, "--compile", "--out", str(tmp_path)]) == 0
+    assert compiled == [unet3d.UNet3D] and not any("_orig_mod" in k for k in weights(tmp_path))
+
+
+def make(tmp_path, *arguments, name="a.gif"):
+    assert sample.main([*arguments, "--out", str(tmp_path / name), "--device", "cpu"]) == 0
+    return (tmp_path / name).read_bytes()
+
+
+def test_same_seed_same_video_and_every_sampling_flag_changes_something(trained, tmp_path):
+    plain = ["a 3 moving left", "--checkpoint", str(trained / "checkpoint.pt"), "--steps", "2"]
+    first = make(tmp_path, *plain)
+    assert make(tmp_path, *plain) == first
+    for change in (["--seed", "1"], ["--steps", "3"], ["--sampler", "ddim"], ["--sampler", "ddpm"],
+                   ["--guidance", "0"], ["--guidance", "7"], ["--frames", "16"],
+                   ["--frames", "64"], ["--fps", "5"], ["--num", "2"]):
+        assert make(tmp_path, *plain, *change) != first, change
+    assert make(tmp_path, "a 5 moving up", *plain[1:]) != first
+    assert imageio.imread(tmp_path / "a.gif", index=None).shape[0] == 32
+
+
+def test_a_clip_does_not_depend_on_its_batch(trained, monkeypatch):
+    model = sample.load(trained / "weights.pt", "cpu")
+    prompts = ["a 3 moving left", "two digits", "a 5 moving up"]
+    together = sample.generate(model, prompts, steps=2, sampler="ddpm", seed=3)
+    monkeypatch.setattr(sample, "CHUNK", 1)
+    apart = sample.generate(model, prompts, steps=2, sampler="ddpm", seed=3)
+    assert together.shape == (3, 1, 32, 64, 64) and together.abs().max() <= 1
+    assert torch.allclose(together, apart, atol=1e-3)
+
+
+def test_fill_keeps_known_frames_and_join_undoes_it():
+    z = torch.randn(2, 4, 17, 8, 8)
+    for n, windows in ((17, 2), (33, 4)):
+        known, mask = sample.fill(z)
+        assert known.shape == (2 * windows, 4, 17, 8, 8) and mask[:, ::2].all()
+        assert not mask[:, 1::2].any() and not known[:, :, 1::2].any()
+        longer = sample.join(known, 2)
+        assert longer.shape[2] == 2 * n - 1 and torch.equal(longer[:, :, ::2], z)
+        z = longer
+
+
+def test_known_frames_come_back_unchanged(trained):
+    """The 32-frame clip shows the 16-frame clip's frames, at twice the rate."""
+    model = sample.load(trained / "weights.pt", "cpu")
+    key = sample.generate(model, ["a 3 moving left"], num_frames=16, steps=3)
+    for frames in (32, 64):
+        full = sample.generate(model, ["a 3 moving left"], num_frames=frames, steps=3)
+        assert torch.allclose(full[:, :, ::frames // 16], key, atol=1e-4)
+
+
+def test_guidance_one_is_one_conditional_pass_and_zero_ignores_the_prompt(trained):
+    model = sample.load(trained / "weights.pt", "cpu")
+    make = lambda prompt, scale: sample.generate(model, [prompt], num_frames=16, steps=2,
+                                                 guidance_scale=scale)
+    assert torch.equal(make("a 3 moving left", 0.), make("two digits", 0.))
+    assert not torch.equal(make("a 3 moving left", 1.), make("two digits", 1.))
+    assert torch.allclose(make("two digits", 1.), make("two digits", 1 + 1e-6), atol=1e-3)
+
+
+def broken_files(folder):
+    (folder / "empty.pt").touch()
+    (folder / "text.pt").write_text("hello")
+    torch.save({"weights": 1}, folder / "foreign.pt")
+    torch.save([1, 2], folder / "list.pt")
+    return folder
+
+
+BAD_SAMPLES = [
+    [], [""], ["  "], ["!?"], ["a 3", "--seed", str(2**64)],
+    ["a 3", "--frames", "20"], ["a 3", "--steps", "0"], ["a 3", "--steps", "-1"],
+    ["a 3", "--num", "0"], ["a 3", "--guidance", "-1"], ["a 3", "--fps", "0"],
+    ["a 3", "--seed", "-1"], ["a 3", "--sampler", "euler"], ["a 3", "--device", "tpu"],
+    ["a 3", "--checkpoint", "nowhere.pt"], ["a 3", "--out", "a.txt"], ["a 3", "--out", "no/a.gif"],
+    ["a 3", "--guidance", "nan"], ["a 3", "--steps", "many"],
+    *(["a 3", "--checkpoint", f"{name}.pt"] for name in ("empty", "text", "foreign", "list"))]
+BAD_TRAININGS = [
+    ["--preset", "huge"], ["--steps", "0"], ["--batch-size", "-3"], ["--lr", "0"], ["--lr", "nan"],
+    ["--data", "nothing"], ["--data-root", "nowhere"], ["--schedule", "odd"], ["--amp", "int8"],
+    ["--out", "text.pt"], ["--digits", "roman"], ["--captions", "five"]]
+
+BAD_METRICS = [["--num", "1"], ["--steps", "0"], ["--guidance", "-1"], ["--device", "tpu"],
+               ["--digits", "drawn", "--checkpoint", "text.pt"], ["--data-root", "nowhere"]]
+
+
+@pytest.mark.parametrize("main,arguments", [(sample.main, a) for a in BAD_SAMPLES]
+                         + [(train.main, a) for a in BAD_TRAININGS]
+                         + [(metrics.main, a) for a in BAD_METRICS], ids=str)
+def test_bad_input_gets_one_sentence_and_status_2(main, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(broken_files(tmp_path))
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # argparse's own way
+        status = stop.code
+    error = capsys.readouterr().err
+    assert status == 2 and "Traceback" not in error
+    assert len([line for line in error.splitlines() if "error: " in line]) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_malicious_checkpoint_is_refused_unexecuted(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    torch.save({"config": Evil(), "ema": {}}, tmp_path / "evil.pt")
+    assert sample.main(["a 3", "--checkpoint", str(tmp_path / "evil.pt")]) == 2
+    assert not (tmp_path / "owned").exists()
+
+
+def test_unknown_words_are_named_and_the_rest_is_used(trained, tmp_path, capsys):
+    make(tmp_path, "a purple 3 moving left", "--checkpoint", str(trained / "weights.pt"))
+    error = capsys.readouterr().err
+    assert "purple" in error and "moving" in error
+
+
+# ---- the repository ------------------------------------------------------------------------------
+
+def test_requirements_match_imports():
+    stdlib = sys.stdlib_module_names | {path.stem for path in ROOT.glob("*.py")}
+    imported = set()
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    listed = {re.match(r"\w+", line)[0] for line in (ROOT / "requirements.txt").read_text().split()}
+    assert imported - stdlib == listed
+
+
+def test_readme_names_every_flag_and_its_commands_parse(capsys):
+    readme = (ROOT / "README.md").read_text()
+    for show in (train.parse, sample.parse, metrics.main):
+        with pytest.raises(SystemExit):
+            show(["--help"])
+    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    assert len(flags) > 20 and not {flag for flag in flags if flag not in readme}
+    commands = re.findall(r"^python (train|sample)\.py (.*?)(?:\s+#.*)?$", readme, re.M)
+    assert len(commands) >= 4
+    for script, arguments in commands:
+        arguments = shlex.split(arguments)
+        {"train": train.parse, "sample": lambda a: sample.parse([*a, "--out", "a.gif"])}[script](
+            arguments)
+
+
+def test_shipped_weights_load_and_obey():
+    """The four directions, one clip each, read from the ink's centre of mass alone."""
+    model = sample.load(device="cpu")
+    names = ("left", "right", "up", "down")
+    x = sample.generate(model, [f"a 3 moving {d}" for d in names], num_frames=16, steps=20)
+    ink = (x[:, 0] > 0).float()
+    pixel = torch.arange(64.)
+    y = (ink.sum(-1) @ pixel) / ink.sum((-1, -2))
+    x = (ink.sum(-2) @ pixel) / ink.sum((-1, -2))
+    moved = torch.stack([y[:, -1] - y[:, 0], x[:, -1] - x[:, 0]], -1)
+    for k, d in enumerate(names):
+        dy, dx = data.DIRECTIONS[d]
+        assert moved[k, 0] * dy + moved[k, 1] * dx > 5, (d, moved[k])
+        assert (moved[k, 1] if dy else moved[k, 0]).abs() < 3
+    size = sum(path.stat().st_size for path in (ROOT / "checkpoints").iterdir())
+    assert size <= 16 * 2**20

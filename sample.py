@@ -84,17 +84,6 @@ def read_checkpoint(path):
                         f"({type(error).__name__}): train one with train.py") from None
 
 
-def load(checkpoint=None, device="auto"):
-    """Open a checkpoint (default: the shipped weights) -> a `TextToVideo` ready to `generate`.
-
-    Takes a file of train.py or shipped half-precision weights; EMA weights, in float32. Raises
-    `UserError` for a missing, damaged or foreign file and for a device that is not there.
-    """
-    device, path = device_for(device), Path(checkpoint or SHIPPED)
-    saved = read_checkpoint(path)
-    return restore(saved, "ema", path).to(device).eval()
-
-
 def restore(saved, key, path):
     """The `TextToVideo` of a checkpoint's config with its weights `key`, "ema" or "model"."""
     try:
@@ -106,10 +95,26 @@ def restore(saved, key, path):
     return model
 
 
+def load(checkpoint=None, device="auto"):
+    """Open a checkpoint (default: the shipped weights) -> a `TextToVideo` ready to `generate`.
+
+    Takes a file of train.py or shipped half-precision weights; EMA weights, in float32. Raises
+    `UserError` for a missing, damaged or foreign file and for a device that is not there.
+    """
+    device, path = device_for(device), Path(checkpoint or SHIPPED)
+    return restore(read_checkpoint(path), "ema", path).to(device).eval()
+
+
 def seeded(*key):
     """A CPU generator for a key of numbers and words. Hashed, because torch's CPU generator keeps
     only 32 bits of its seed; on the CPU, because then noise is the same on every device."""
     return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+
+
+def amp(device):
+    """Mixed precision where it pays: bfloat16 on CUDA."""
+    on = device.type == "cuda"
+    return torch.autocast("cuda" if on else "cpu", torch.bfloat16, enabled=on)
 
 
 def denoiser(model, tokens, scale, **window):
@@ -128,12 +133,6 @@ def denoiser(model, tokens, scale, **window):
         return out if n == 1 else guide(*out.chunk(2)[::-1], scale)
 
     return predict
-
-
-def amp(device):
-    """Mixed precision where it pays: bfloat16 on CUDA."""
-    on = device.type == "cuda"
-    return torch.autocast("cuda" if on else "cpu", torch.bfloat16, enabled=on)
 
 
 def fill(z, f=WINDOW):
@@ -216,6 +215,7 @@ def number(kind, low, high=math.inf):
 
 
 def parse(argv):
+    """The command's arguments, checked before any work."""
     p = argparse.ArgumentParser(description="Make clips from captions.", usage=(
         "python sample.py PROMPT [PROMPT ...] [options]   (--help lists them)"))
     p.add_argument("prompts", nargs="+", metavar="PROMPT", help='such as "a digit moving left"')
@@ -245,6 +245,7 @@ def parse(argv):
 
 
 def main(argv=None):
+    """Runs the command; returns its exit status."""
     begin = time.perf_counter()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest: print(f"note: {message}", file=sys.stderr)

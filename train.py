@@ -30,7 +30,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 import data
-from data import KINDS, UserError
+from data import UserError
 from diffusion import PREDICTIONS, SCHEDULES, T
 from sample import WINDOW, build, device_for, generate, number, read_checkpoint, restore, seeded
 from text_encoder import TextConfig
@@ -273,6 +273,7 @@ def run(settings, config, dtype, compiled, out, saved, device):
                 scaler.load_state_dict(saved["scaler"])
 
         def finish(stage, step, x, strips):
+            """Write the checkpoint, and strips if asked; settle the autoencoder at its end."""
             if stage == "vae" and step == settings["vae_steps"]:
                 settle_vae(model, ema, settings, digits, device)
             if strips:
@@ -291,6 +292,7 @@ def run(settings, config, dtype, compiled, out, saved, device):
 # ---- the command ---------------------------------------------------------------------------------
 
 def parse(argv):
+    """The command's arguments; None where the preset or a resumed run decides."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage=(
         "python train.py --data moving_mnist_captions [options]   (--help lists them)"))
     count = number(int, 1)
@@ -372,6 +374,7 @@ def settings_for(args, saved, device):
 
 
 def main(argv=None):
+    """Runs the command; returns its exit status."""
     args = parse(argv)
     try:
         device = device_for(args.device)

@@ -26,6 +26,7 @@ from torch import nn
 
 STRIDES = (1, 2, 4)  # ticks between frames that the frame-rate token knows
 FRAME_BASE = 100     # the slowest of the frames' sine waves: suits windows of tens of frames
+FRAME_WAVES = 8      # cosines and sines of the frame's number that a caption is multiplied by
 
 
 class Norm(nn.LayerNorm):
@@ -161,7 +162,7 @@ class UNetConfig:
     latent_channels: int = 4
     widths: tuple = (96, 192)   # channels at 8x8 and 4x4
     head_dim: int = 32
-    emb_width: int = 240        # of the noise level, stride and caption embedding
+    emb_width: int = 176        # of the noise level, stride and caption embedding
     context_width: int = 96     # of the text encoder's vectors
 
 
@@ -173,11 +174,12 @@ class UNet3D(nn.Module):
         self.time = nn.Sequential(nn.Linear(w[0], e), nn.SiLU(), nn.Linear(e, e))
         self.stride = nn.Embedding(len(STRIDES), e)
         self.caption = nn.Linear(config.context_width, e)
-        # sine waves say which frame this is (nothing at birth, for stills have no number) and which
-        # place: "left" means somewhere else in every frame
-        self.frame = nn.Linear(16, e, bias=False)
-        nn.init.zeros_(self.frame.weight)
+        # sine waves say which place this is, and which frame. "Left" means somewhere else in every
+        # frame, so the caption chooses how the embedding moves with the frame: its product with
+        # each wave. (A sum of the two finds the axis of a motion long before its sign.) Zero at
+        # birth, as every temporal layer.
         self.place = nn.Parameter(torch.ones(w[0]))
+        self.frame = zero(nn.Linear(config.context_width, FRAME_WAVES * e))
         # noisy latents, known latents, and the mask that says which frames are known
         self.conv_in = nn.Conv2d(2 * c + 1, w[0], 3, padding=1)
         self.down = nn.ModuleList(Block(d, d, config) for d in w)
@@ -191,14 +193,14 @@ class UNet3D(nn.Module):
 
     def embed(self, t, stride, context, mask, f, temporal):
         """Noise level (b,), stride (b,) in ticks, the caption as a whole and, as a temporal layer,
-        the frame's number -> emb (b f e). Together the last two say "left, so by now here"."""
+        what the caption says about each frame: "left, so by now here" -> emb (b f e)."""
         emb = self.time(sinusoid(t, self.config.widths[0], base=10_000))
         mean = (context * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)        # b d
         emb = emb + self.stride(stride.log2().round().long()) + self.caption(mean)           # b e
         emb = repeat(emb, "b e -> b f e", f=f)
         if temporal:
-            frame = torch.arange(f, device=t.device)
-            emb = emb + self.frame(sinusoid(frame, self.frame.in_features, FRAME_BASE))
+            waves = sinusoid(torch.arange(f, device=t.device), FRAME_WAVES, FRAME_BASE)      # f w
+            emb = emb + waves @ rearrange(self.frame(mean), "b (w e) -> b w e", w=FRAME_WAVES)
         return F.silu(emb)
 
     def forward(self, z_t, t, context, context_mask, stride=4, known=None, known_mask=None,

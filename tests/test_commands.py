@@ -188,6 +188,18 @@ def test_guidance_one_is_one_conditional_pass_and_zero_ignores_the_prompt(traine
     assert torch.allclose(make("two digits", 1.), make("two digits", 1 + 1e-6), atol=1e-3)
 
 
+def test_guidance_pushes_at_high_noise_only(trained):
+    model = sample.load(trained / "weights.pt", "cpu")
+    tokens, x = model.tokenizer(["a 3 moving left"]), torch.randn(1, 4, 17, 8, 8)
+    with torch.no_grad():
+        for t, pushed in ((sample.GUIDED_FROM - 1, False), (sample.GUIDED_FROM, True)):
+            t = torch.tensor([t])
+            plain, drop, guided = (sample.denoiser(model, tokens, scale)(x, t)
+                                   for scale in (1, 0, 3))
+            want = 3 * plain - 2 * drop if pushed else plain
+            assert torch.allclose(guided, want, atol=1e-5)
+
+
 def broken_files(folder):
     (folder / "empty.pt").touch()
     (folder / "text.pt").write_text("hello")

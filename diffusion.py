@@ -115,6 +115,37 @@ class Diffusion:
         weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
         return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)
 
+    def from_x0(self, x0, xt, t):
+        """The prediction that means this x0 at xt: what `to_x0_eps` undoes."""
+        a, s = self._scales(t, xt)
+        return self.target(x0, t, (xt - a * x0) / s)
+
+    # ---- parts of x that are known, for a model never trained with known parts -------------------
+
+    def replacement(self, model, known, mask, eps):
+        """The model with xt's known part (mask True) replaced by noised truth: what SDEdit-like
+        inpainting does. The rest is denoised beside it, but nothing tells it to agree."""
+        def predict(x, t):
+            return model(torch.where(mask, self.q_sample(known, t, eps), x), t)
+        return predict
+
+    def reconstruction(self, model, known, mask, eps, weight=2.0):
+        """Reconstruction guidance (Video Diffusion Models, section 3.1 and Eq. 7): replacement, and
+        x0 of the unknown part moves against the gradient of the known part's error:
+
+            x0_b <- x0_b - weight a/2 d/dx_b |known - x0_a|^2
+        """
+        def predict(x, t):
+            with torch.enable_grad():
+                x = torch.where(mask, self.q_sample(known, t, eps), x).requires_grad_()
+                x0, _ = self.to_x0_eps(model(x, t), x, t)
+                error = ((x0 - known) ** 2 * mask).sum()
+                gradient, = torch.autograd.grad(error, x)
+            a, _ = self._scales(t, x)
+            x0 = x0 - torch.where(mask, 0, weight * a / 2 * gradient)
+            return self.from_x0(x0, x, t).detach()
+        return predict
+
     # ---- samplers: one signature, sampler(model, x_T, steps) -> x0 -------------------------------
 
     def _chain(self, x_T, steps):

@@ -21,12 +21,13 @@ import os
 import sys
 import urllib.request
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 
 SIZE = 64         # pixels: height and width of a frame
@@ -263,30 +264,64 @@ class Scenes:
     legs: np.ndarray
     bitmap: np.ndarray
     digits: Digits
+    before: np.ndarray = 0  # (n 2 yx) pixels a tick at ticks < 0, where a clip continues another
 
     def positions(self, ticks):
-        """Corner of each digit's box at `ticks` (f,) or (n f): (n 2 f yx) pixels, y down."""
-        return path(self.start, self.legs, self.size, ticks)
+        """Corner of each digit's box at `ticks` (f,) or (n f): (n 2 f yx) pixels, y down.
 
-    def render(self, ticks, device="cpu"):
-        """Clips (n c=1 f h w) in [-1, 1] at `ticks` (f,) or (n f), composed on `device`."""
-        paths = torch.from_numpy(self.positions(ticks)).float().to(device)
-        frames = torch.zeros(len(paths), paths.shape[2], SIZE, SIZE, device=device)
+        After tick 64 a motion goes on as in its second half. A digit that reaches a wall stops
+        there, unless it bounces.
+        """
+        free = path(self.start, self.legs, ticks, self.before)
+        room = (SIZE - self.size)[:, None, None, None]
+        bounces = np.array([name.startswith("bouncing") for name in NAMES])[self.motion]
+        return np.where(bounces[:, :, None, None], reflect(free, room), free.clip(0, room))
+
+    def carry_on(self, pick, which):
+        """These scenes, where `which` (n,) is True as if they continued an earlier clip: begun
+        anywhere in the frame, in half of them by digits that came, at ticks < 0, from another
+        motion. `pick`: a `Chooser` of these clips."""
+        def draw(field, draw_one):  # (n 2 ...)
+            return np.stack([draw_one(f"{field}{slot}") for slot in (0, 1)], 1)
+
+        room = (SIZE - self.size)[:, None, None]
+        u = np.stack([draw(axis, lambda f: pick.between(f"on {f}", 0, 1)) for axis in "yx"], -1)
+        unit = np.array(list(STRAIGHT.values()))[draw("came", lambda f: pick.below(f, 8))]
+        other = unit * draw("speed", lambda f: pick.between(f, 8, 36))[..., None] / ACTION
+        turned = pick.below("turned", 2)[:, None, None] == 1
+        # two digits keep the places where they are known to be apart
+        moved = (which & (self.size == 28))[:, None, None]
+        return replace(self, start=np.where(moved, u * room, self.start),
+                       before=np.where(turned, other, self.legs[:, :, 0] * 2 / ACTION))
+
+    def render(self, ticks, device="cpu", scale=1):
+        """Clips (n c=1 f h w) in [-1, 1] at `ticks` (f,) or (n f), composed on `device`; scale = 2
+        makes them 128x128 and sharp, the truth of super-resolution."""
+        paths = scale * torch.from_numpy(self.positions(ticks)).float().to(device)
+        side = scale * SIZE
+        frames = torch.zeros(len(paths), paths.shape[2], side, side, device=device)
         for slot in (0, 1):  # the brighter pixel wins
             i = torch.from_numpy(np.flatnonzero(self.digit[:, slot] >= 0))
             bitmaps = self.digits.images[torch.from_numpy(self.bitmap[:, slot])[i]].to(device)
-            size, i = torch.from_numpy(self.size)[i].to(device), i.to(device)
-            frames[i] = torch.maximum(frames[i], compose(bitmaps, paths[i, slot], size))
+            bitmaps = bitmaps.float() / 255 if scale == 1 else sharpen(bitmaps, scale)
+            size, i = scale * torch.from_numpy(self.size)[i].to(device), i.to(device)
+            frames[i] = torch.maximum(frames[i], compose(bitmaps, paths[i, slot], size, side))
         return rearrange(frames.clamp(max=1), "n f h w -> n 1 f h w") * 2 - 1
 
 
-def path(start, legs, size, ticks):
-    """Positions (n 2 f yx) of boxes that start at `start`, move by `legs`, bounce off walls."""
-    t = np.broadcast_to(ticks, (len(start), np.shape(ticks)[-1]))[:, None, :, None] / (ACTION / 2)
-    go = start[:, :, None] + legs[:, :, None, 0] * t.clip(max=1) + legs[:, :, None, 1] * (
-        t - 1).clip(min=0)                                                           # n 2 f yx
-    room = (SIZE - size)[:, None, None, None]
-    return room - abs(go % (2 * room) - room)  # reflect at 0 and at room
+def path(start, legs, ticks, before=0):
+    """Positions (n 2 f yx) of boxes that start at `start` and move by `legs`, as if no walls were
+    there; at ticks < 0 they come with `before` (n 2 yx) pixels a tick."""
+    t = np.broadcast_to(ticks, (len(start), np.shape(ticks)[-1]))[:, None, :, None]
+    before = np.broadcast_to(before, start.shape)[:, :, None] * t.clip(max=0)
+    t = t / (ACTION / 2)
+    return (start[:, :, None] + before + legs[:, :, None, 0] * t.clip(0, 1)
+            + legs[:, :, None, 1] * (t - 1).clip(min=0))                             # n 2 f yx
+
+
+def reflect(where, room):
+    """Fold positions on an endless line back into 0 ... room, as walls that bounce do."""
+    return room - abs(where % (2 * room) - room)
 
 
 def draw_motion(pick, attempt, motion, adverb, size):
@@ -319,7 +354,8 @@ def too_close(start, legs, size, box):
     box (n 2 lo-hi yx): the bitmaps' ink boxes in bitmap pixels. One pixel of interpolation is added
     to each side, and in the first frame there must be 2 pixels between.
     """
-    where = path(start, legs, size, np.arange(0, ACTION + 1, 2))[:, :, :, None]      # n 2 f 1 yx
+    where = path(start, legs, np.arange(0, ACTION + 1, 2))                           # n 2 f yx
+    where = reflect(where, (SIZE - size)[:, None, None, None])[:, :, :, None]        # n 2 f 1 yx
     ink = where + box[:, :, None] * (size / 28)[:, None, None, None, None]           # n 2 f lohi yx
     gap = np.maximum(ink[:, 0, :, 0] - ink[:, 1, :, 1], ink[:, 1, :, 0] - ink[:, 0, :, 1])
     gap = gap.max(-1) - 2                                                            # n f
@@ -410,20 +446,28 @@ def caption_all(pick, kind, digit, motion, named, adverb, captions):
 
 # ---- pixels --------------------------------------------------------------------------------------
 
-def compose(bitmaps, paths, size):
-    """Draw bitmaps (n 28 28) uint8, one a clip, corners at paths (n f yx), boxes of `size` (n,).
+def compose(bitmaps, paths, size, side=SIZE):
+    """Draw bitmaps (n s s) in [0, 1], one a clip, corners at paths (n f yx), boxes of `size` (n,).
 
-    Returns frames (n f h w) in [0, 1]. Bilinear placing is a separable sum of hat functions,
+    Returns frames (n f side side) in [0, 1]. Bilinear placing is a separable sum of hat functions,
     frame = Wy . bitmap . Wx^T, so that sub-pixel places and smaller boxes are one formula.
     """
-    r = rearrange(28 / size, "n -> n 1 1 1")                         # bitmap pixels per frame pixel
-    pixel = torch.arange(SIZE, device=paths.device) + .5
-    u = (pixel - paths[..., None]) * r - .5                          # n f yx 64, bitmap coordinates
-    taps = torch.arange(-2, 30, device=paths.device)
-    w = (1 - (u[..., None] - taps).abs() / r[..., None]).relu()      # n f yx 64 32
+    s = bitmaps.shape[-1]
+    r = rearrange(s / size, "n -> n 1 1 1")                          # bitmap pixels per frame pixel
+    pixel = torch.arange(side, device=paths.device) + .5
+    u = (pixel - paths[..., None]) * r - .5                          # n f yx side, bitmap pixels
+    taps = torch.arange(-2, s + 2, device=paths.device)
+    w = (1 - (u[..., None] - taps).abs() / r[..., None]).relu()      # n f yx side s+4
     wy, wx = (w / w.sum(-1, keepdim=True).clamp(min=.5)).unbind(2)
-    ink = torch.nn.functional.pad(bitmaps.float() / 255, (2, 2, 2, 2))
+    ink = F.pad(bitmaps, (2, 2, 2, 2))
     return wy @ rearrange(ink, "n i j -> n 1 i j") @ wx.mT
+
+
+def sharpen(bitmaps, scale):
+    """Bitmaps (n 28 28) uint8 -> (n 28*scale 28*scale) in [0, 1] with sharp edges: enlarged 8 times
+    (bicubic), soft-thresholded at one half, averaged over areas."""
+    large = F.interpolate(bitmaps[:, None].float() / 255, scale_factor=8, mode="bicubic")
+    return F.avg_pool2d(((large - .5) * 4 + .5).clamp(0, 1), 8 // scale)[:, 0]
 
 
 def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device="cpu",
@@ -468,7 +512,7 @@ def write_clip(x, path, fps=10):
     columns = int(np.ceil(len(x) ** .5))
     blank = torch.zeros(-len(x) % columns, *x.shape[1:], dtype=x.dtype)
     if len(x) > 1:  # a grey line between neighbours
-        x = torch.nn.functional.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
+        x = F.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
     frames = rearrange(x, "(r k) c f h w -> f (r h) (k w) c", k=columns).numpy()
     frames = frames.repeat(3 // frames.shape[-1], -1)  # some readers fail on a GIF of pure greys
     if suffix == ".mp4":

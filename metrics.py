@@ -92,7 +92,7 @@ def training_batch(digits, labels, index, rng):
     b = len(index)
     size = torch.randint(0, 2, (b,), generator=rng) * 8 + 20
     corner = torch.rand(b, 1, 2, generator=rng) * rearrange(SIZE - size, "b -> b 1 1")
-    frames = data.compose(digits.images[index], corner, size)                        # b 1 h w
+    frames = data.compose(digits.images[index].float() / 255, corner, size)          # b 1 h w
     sigma = float(torch.rand(1, generator=rng)) + .05                # pixels; half the batch blurs
     blur = torch.exp(-.5 * (torch.arange(-2., 3) / sigma) ** 2)
     blur = torch.outer(blur, blur) / blur.sum() ** 2

@@ -6,6 +6,8 @@ The network's window is 17 frames. As in CogVideo (Hong et al. 2022, arXiv:2205.
 makes the 17 key frames of the whole action at stride 4. Then windows at half the stride take 9
 neighbouring frames as their even ones and fill the 8 between: 17 -> 33 -> 65 frames, of which the
 last is dropped. Windows share their end frames, so nothing can jump where they meet.
+The same network animates a picture, continues a clip, chains prompts and samples plain windows at
+finer strides; `preference` ranks clips and `upscale` enlarges them.
 From Python:
     model = load()                                     the shipped weights
     x = generate(model, ["a 3 moving left"])           x (b c f h w) in [-1, 1]
@@ -21,22 +23,25 @@ import zlib
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
 
 from data import UserError, check_clip_path, write_clip
-from diffusion import SAMPLERS, Diffusion, guide
+from diffusion import SAMPLERS, Diffusion, T, guide
 from text_encoder import TextConfig, TextEncoder, Tokenizer
-from unet3d import UNet3D, UNetConfig
+from unet3d import STRIDES, UNet3D, UNetConfig
 from vae import VAE, VAEConfig
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "base.pt"
 WINDOW = 17                                     # frames the network is trained to see at once
-SECONDS = 3.2                                   # one action
+CARRIED = 4                                     # known frames that a continuation begins with
+SECONDS, TICKS = 3.2, 20                        # one action; ticks a second
 STEPS = {"dpm": 20, "ddim": 50, "ddpm": 250}    # for key frames; a fill takes half
 GUIDANCE = 3.0
 GUIDED_FROM = 600                               # the lowest noise level that guidance works at
+DETAIL = 8                                      # 1 / std of what bicubic enlarging lacks
 CHUNK = 64                                      # clips sampled as one batch, to bound memory
 
 
@@ -51,11 +56,13 @@ class TextToVideo(nn.Module):
         self.vae = VAE(VAEConfig(**config["vae"]))
         self.text_encoder = TextEncoder(TextConfig(**config["text"]))
         self.unet = UNet3D(UNetConfig(**config["unet"]))
+        self.upscaler = (UNet3D(UNetConfig(**config["upscale"])) if "upscale" in config else None)
 
 
 def build(config):
     """A `TextToVideo` with fresh weights from a config dict: "vae", "text" and "unet" hold their
-    dataclasses' fields, "vocabulary" the words, "schedule", "predict", "size" (pixels) the rest."""
+    dataclasses' fields, as does "upscale" where there is super-resolution; "vocabulary" the words,
+    "schedule", "predict", "size" (pixels) the rest."""
     return TextToVideo(config)
 
 
@@ -141,36 +148,61 @@ def denoiser(model, tokens, scale, **window):
     return predict
 
 
+def cuts(n, ends):
+    """Where windows of `ends` neighbours begin in n frames, each sharing a frame with the next (the
+    last two share more where they must)."""
+    starts = list(range(0, n - ends + 1, ends - 1))
+    return starts if starts[-1] + ends == n else starts + [n - ends]
+
+
 def fill(z, f=WINDOW):
-    """Cut z (b c n h w) into windows that share their end frames and leave room between frames.
+    """Cut z (b c n h w) into windows with room between their frames.
 
     Returns known (b*k c f h w), every other frame known, and known_mask (b*k f).
     """
     ends = (f + 1) // 2                                                     # 9 known of 17
-    windows = rearrange(z.unfold(2, ends, ends - 1), "b c k h w e -> (b k) c e h w")
+    windows = torch.stack([z[:, :, i:i + ends] for i in cuts(z.shape[2], ends)], dim=1)
+    windows = rearrange(windows, "b k c e h w -> (b k) c e h w")
     known = windows.new_zeros(*windows.shape[:2], f, *windows.shape[3:])
     known[:, :, ::2] = windows
     return known, (torch.arange(f, device=z.device) % 2 == 0).expand(len(known), f)
 
 
-def join(windows, b):
-    """Undo `fill`'s cutting: (b*k c f h w) windows -> (b c k(f-1)+1 h w), shared frames once."""
-    windows = rearrange(windows, "(b k) c f h w -> b k c f h w", b=b)
-    body = rearrange(windows[:, :, :, :-1], "b k c f h w -> b c (k f) h w")
-    return torch.cat([body, windows[:, -1, :, -1:]], dim=2)
+def join(windows, b, n):
+    """Undo `fill`'s cutting of n frames: (b*k c f h w) windows -> (b c 2n-1 h w)."""
+    windows = rearrange(windows, "(b k) c f h w -> k b c f h w", b=b)
+    z = windows.new_zeros(*windows.shape[1:3], 2 * n - 1, *windows.shape[4:])
+    f = windows.shape[3]
+    for window, i in zip(windows, cuts(n, (f + 1) // 2)):
+        z[:, :, 2 * i:2 * i + f] = window
+    return z
+
+
+def begin(z):
+    """A window that begins with the frames z (b c k h w): known (b c f h w), known_mask (b f)."""
+    b, c, k, h, w = z.shape
+    known = torch.cat([z, z.new_zeros(b, c, WINDOW - k, h, w)], dim=2)
+    return known, (torch.arange(WINDOW, device=z.device) < k).expand(b, WINDOW)
 
 
 @torch.no_grad()
 def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidance_scale=None,
-             seed=0):
+             seed=0, stride=4, first=None, then=(), known_by="mask"):
     """One clip a prompt: x (b c f h w) in [-1, 1] on the model's device.
 
     num_frames: 16, 32 or 64 frames of one action of 3.2 s. steps: for the key frames (a fill takes
     half). sampler: dpm, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain conditional;
     fills see their neighbours and need at most 1. Clip i's noise depends on (seed, i) only.
+    stride: 2 or 1 makes one window of 16 frames at 10 or 20 a second, a part of the action.
+    first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart. then: a list
+    of prompts (b each) for every window of 13 key frames that goes on from the last four.
+    known_by: "mask" (learned), "replacement" or "reconstruction": how known frames take part.
     """
     if num_frames not in (16, 32, 64):
         raise UserError(f"--frames is {num_frames}, but must be 16, 32 or 64")
+    if stride < 4 and (num_frames > 16 or first is not None or then):
+        raise UserError("a window at --stride 2 or 1 has 16 frames, begins with none and is not "
+                        "continued: leave out --frames, --image, --extend and --chain")
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     sampler = sampler or "dpm"
     if sampler not in SAMPLERS:
@@ -178,33 +210,108 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     steps = steps or STEPS[sampler]
     scale = GUIDANCE if guidance_scale is None else guidance_scale
     device = model.vae.latent_std.device
-    tokens = model.tokenizer(prompts).to(device)
+    tokens = torch.stack([model.tokenizer(part) for part in (prompts, *then)]).to(device)   # s b n
     shape = (model.vae.config.latent_channels, WINDOW, *[model.config["size"] // 8] * 2)
     clips = []
-    for first in range(0, len(prompts), CHUNK):
-        part = tokens[first:first + CHUNK]
-        randoms = [seeded(seed, first + i) for i in range(len(part))]
+    for i in range(0, len(prompts), CHUNK):
+        part = tokens[:, i:i + CHUNK]
+        randoms = [seeded(seed, i + k) for k in range(part.shape[1])]
 
-        def sample(tokens, steps, scale, **window):
-            def noise(like=None):  # a clip's k windows draw their noise from the clip's generator
-                k = len(tokens) // len(randoms)
-                return torch.cat([torch.randn(k, *shape, generator=g) for g in randoms]).to(device)
+        def noise(like):  # each clip's windows draw their noise from the clip's own generator
+            k = len(like) // len(randoms)
+            return torch.cat([torch.randn(k, *shape, generator=g) for g in randoms]).to(device)
 
+        def sample(tokens, steps, scale, stride, known=None, known_mask=None):
+            """One batch of windows; known frames come back as they were."""
             run = getattr(model.diffusion, sampler)
             run = run if sampler == "dpm" else partial(run, noise=noise)
-            return run(denoiser(model, tokens, scale, **window), noise(), steps)
+            if known is None:
+                return run(denoiser(model, tokens, scale, stride=stride), noise(tokens), steps)
+            mask = rearrange(known_mask, "b f -> b 1 f 1 1")
+            if known_by == "mask":
+                network = denoiser(model, tokens, scale, stride=stride, known=known,
+                                   known_mask=known_mask)
+            else:
+                network = getattr(model.diffusion, known_by)(
+                    denoiser(model, tokens, scale, stride=stride), known, mask, noise(tokens))
+            return torch.where(mask, known, run(network, noise(tokens), steps))
 
-        z = sample(part, steps, scale, stride=4)
+        start = () if first is None else begin(model.vae.encode(first[i:i + CHUNK].to(device)))
+        whole = first is not None and first.shape[2] == WINDOW  # then there is only to fill
+        z = start[0] if whole else sample(part[0], steps, scale, stride, *start)
+        for again in part[1:]:
+            z = torch.cat([z, sample(again, steps, scale, 4, *begin(z[:, :, -CARRIED:]))
+                           [:, :, CARRIED:]], dim=2)
         for level in range(int(math.log2(num_frames // 16))):
             known, known_mask = fill(z)
-            again = part.repeat_interleave(len(known) // len(part), dim=0)
-            new = sample(again, max(1, steps // 2), min(scale, 1), stride=2 - level, known=known,
-                         known_mask=known_mask)
-            keep = rearrange(known_mask, "b f -> b 1 f 1 1")
-            z = join(torch.where(keep, known, new), len(part))
+            # the prompt of a window's middle: the first spoke for 17 key frames, the rest for 13
+            middle = [(k + 4) // 2 ** level for k in cuts(z.shape[2], (WINDOW + 1) // 2)]
+            said = [max(0, (k - CARRIED) // (WINDOW - CARRIED)) for k in middle]
+            again = rearrange(part[said], "k b n -> (b k) n")
+            new = sample(again, max(1, steps // 2), min(scale, 1), 2 - level, known, known_mask)
+            z = join(new, part.shape[1], z.shape[2])
         with amp(device):
-            clips.append(model.vae.decode(z[:, :, :num_frames]).float().clamp(-1, 1))
+            clips.append(model.vae.decode(z[:, :, :-1]).float().clamp(-1, 1))
     return torch.cat(clips)
+
+
+def to_patches(x):
+    """Pixels (b c f h w) -> "latents" (b 64c f h/8 w/8) that hold each 8x8 patch as it is."""
+    return rearrange(x, "b c f (h p) (w q) -> b (c p q) f h w", p=8, q=8)
+
+
+def enlarge(x):
+    """x (b c f h w) to twice the size, bicubic: what super-resolution starts from."""
+    frames = rearrange(x, "b c f h w -> (b f) c h w")
+    frames = nn.functional.interpolate(frames, scale_factor=2, mode="bicubic").clamp(-1, 1)
+    return rearrange(frames, "(b f) c h w -> b c f h w", b=len(x))
+
+
+def upscaler(model, x):
+    """The second U-Net as a function (detail_t, t) -> v of the detail that `enlarge` lacks, given
+    x (n c 1 h w): frames alone, with the null prompt. Its known frame is the enlarged one."""
+    known, n, device = to_patches(enlarge(x)), len(x), x.device
+    context, mask = model.text_encoder(torch.zeros(n, 1, dtype=torch.long, device=device))
+    known_mask = torch.ones(n, 1, dtype=torch.bool, device=device)
+
+    def predict(z, t):
+        with amp(device):
+            return model.upscaler(z, t, context, mask, known=known, known_mask=known_mask)
+
+    return predict
+
+
+@torch.no_grad()
+def upscale(model, x, steps=10, seed=0):
+    """Clips x (b c f h w) -> (b c f 2h 2w), as Make-A-Video does in space (its section 3): each frame
+    is denoised alone but from the same noise, so that what is invented does not flicker."""
+    frames, out = rearrange(x, "b c f h w -> (b f) c 1 h w"), []
+    noise = torch.randn(1, *to_patches(enlarge(frames[:1])).shape[1:],
+                        generator=seeded(seed, "upscale")).to(x.device)
+    for part in frames.split(CHUNK):
+        z = model.diffusion.dpm(upscaler(model, part), noise.expand(len(part), *noise.shape[1:]),
+                                steps)
+        detail = rearrange(z, "n (c p q) f h w -> n c f (h p) (w q)", p=8, q=8) / DETAIL
+        out.append((enlarge(part) + detail).clamp(-1, 1))
+    return rearrange(torch.cat(out), "(b f) c 1 h w -> b c f h w", b=len(x))
+
+
+@torch.no_grad()
+def preference(model, prompts, x, stride, draws=16, seed=0):
+    """How much better the model denoises each clip x (b c f h w) with its prompt than without one:
+    (b,), by which `--best-of` ranks, as CogView (Ding et al. 2021, 2105.13290, section 3.2) does
+    with its own likelihood. Mean over `draws` noise levels; every clip sees the same noise.
+    """
+    device = model.vae.latent_std.device
+    z, tokens = model.vae.encode(x.to(device)), model.tokenizer(prompts).to(device)
+    generator, total = seeded(seed, "preference"), 0
+    for k in range(draws):
+        t = torch.full((len(z),), int((k + .5) / draws * T), device=device)
+        eps = torch.randn(1, *z.shape[1:], generator=generator).to(device).expand_as(z)
+        without, with_ = (model.diffusion.loss(denoiser(model, tokens, scale, stride=stride),
+                                               z, t, eps) for scale in (0, 1))
+        total = total + (without - with_) / draws
+    return total
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -228,10 +335,10 @@ def parse(argv):
     p.add_argument("--checkpoint", metavar="FILE", help="weights (default: the shipped ones)")
     p.add_argument("--out", default="sample.gif", metavar="FILE",
                    help=".gif, .mp4, or .png for a strip of frames (default: %(default)s)")
-    p.add_argument("--frames", type=int, default=32, choices=(16, 32, 64),
-                   help="frames of the 3.2-second action (default: %(default)s)")
+    p.add_argument("--frames", type=int, choices=(16, 32, 64),
+                   help="frames of the 3.2-second action (default: 32, or 16 with --stride 2 or 1)")
     p.add_argument("--fps", type=number(float, 0.1, 100), metavar="N",
-                   help="frames a second of the file (default: frames / 3.2)")
+                   help="frames a second of the file (default: real time)")
     p.add_argument("--steps", type=number(int, 1, 1000), metavar="N",
                    help="denoising steps for key frames, half for fills (default: "
                         + ", ".join(f"{k} {v}" for k, v in STEPS.items()) + ")")
@@ -242,12 +349,90 @@ def parse(argv):
     p.add_argument("--num", type=number(int, 1, 1000), default=1, metavar="N",
                    help="clips of each prompt, shown as one grid (default: %(default)s)")
     p.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    more = p.add_argument_group("one network, more tasks (README, 'More than text to clip')")
+    more.add_argument("--stride", type=int, default=4, choices=STRIDES,
+                      help="ticks of 1/20 s between frames: 2 or 1 samples one window of 16 frames "
+                           "at that rate (default: %(default)s, the whole action)")
+    more.add_argument("--image", metavar="FILE", help="a picture that the clip begins with")
+    more.add_argument("--extend", type=number(int, 0, 20), default=0, metavar="N",
+                      help="go on N times from the last four key frames, 2.6 seconds each")
+    more.add_argument("--chain", action="store_true",
+                      help="one clip that does what the prompts say, one after the other")
+    more.add_argument("--best-of", type=number(int, 1, 64), default=1, metavar="N",
+                      help="make N clips and keep the one that suits its prompt best")
+    more.add_argument("--upscale", type=int, choices=(1, 2), default=1,
+                      help="2: super-resolution to 128x128 pixels (default: %(default)s)")
+    more.add_argument("--known-by", default="mask",
+                      choices=("mask", "replacement", "reconstruction"),
+                      help="how known frames take part: by the learned mask, or in ways that need "
+                           "no training (default: %(default)s)")
     args = p.parse_intermixed_args(argv)  # prompts may stand among the options
     if not all(re.search(r"\w", prompt) for prompt in args.prompts):
         raise UserError('a prompt has no words: write what should move where, such as '
                         '"a digit moving left"; --guidance 0 samples without a prompt')
+    if args.chain and (len(args.prompts) < 2 or args.extend or args.best_of > 1):
+        raise UserError("--chain takes two or more prompts, and neither --extend nor --best-of")
+    if args.best_of > 1 and (args.extend or args.num > 1):
+        raise UserError("--best-of keeps one clip of each prompt: leave out --extend and --num")
+    args.frames = args.frames or (32 if args.stride == 4 else 16)
     check_clip_path(args.out)
     return args
+
+
+def read_picture(path, model):
+    """A picture file -> x (c 1 h w) in [-1, 1] in the model's size and colours, and a sentence that
+    says what was done: its longer side fits the frame, black fills the rest."""
+    import imageio.v3 as imageio
+    try:
+        picture = torch.from_numpy(np.atleast_3d(imageio.imread(path)))
+    except Exception as error:  # imageio raises what its plug-ins raise
+        raise UserError(f"{path} cannot be read as a picture ({type(error).__name__}): name a "
+                        "PNG, JPEG or GIF file") from None
+    picture = picture[0] if picture.ndim == 4 else picture                              # h w c
+    if picture.dtype != torch.uint8 or min(picture.shape[:2]) < 1:
+        raise UserError(f"{path} is no picture with 8 bits a colour: save it as a plain PNG")
+    size, c = model.config["size"], model.vae.config.channels
+    h, w, colours = picture.shape
+    rgb = rearrange(picture, "h w c -> 1 c h w").float()[:, :3 if colours > 2 else 1]
+    rgb = rgb.mean(1, keepdim=True) if c == 1 else rgb.expand(1, 3, h, w)
+    fit = [max(1, round(side * size / max(h, w))) for side in (h, w)]
+    small = nn.functional.interpolate(rgb, fit, mode="bilinear", antialias=True)
+    x, (top, left) = torch.zeros(c, 1, size, size), [(size - side) // 2 for side in fit]
+    x[:, 0, top:top + fit[0], left:left + fit[1]] = small[0]
+    return x / 127.5 - 1, (f"{path}: {w}x{h} pixels in {colours} colours fitted to {size}x{size} "
+                           f"in {c}")
+
+
+def run(args, model):
+    """What the command asks for: clips x (b c f h w)."""
+    each = args.num * args.best_of
+    lines = [[prompt] * each for prompt in args.prompts]
+    prompts = lines[0] if args.chain else sum(lines, [])
+    then = lines[1:] if args.chain else [prompts] * args.extend
+    first = None
+    if (args.image or then or args.stride < 4) and "tasks" not in model.config:
+        print("note: these weights never learned to continue, to animate a picture or to show a "
+              "part of the action: for that, train with train.py", file=sys.stderr)
+    if args.image:
+        first, note = read_picture(args.image, model)
+        print(f"note: {note}", file=sys.stderr)
+        first = first.expand(len(prompts), *first.shape)
+    x = generate(model, prompts, num_frames=args.frames, steps=args.steps, sampler=args.sampler,
+                 guidance_scale=args.guidance, seed=args.seed, stride=args.stride, first=first,
+                 then=then, known_by=args.known_by)
+    if args.best_of > 1:
+        x = keep_best(args, model, prompts, x)
+    return upscale(model, x, seed=args.seed) if args.upscale == 2 else x
+
+
+def keep_best(args, model, prompts, x):
+    """Of the --best-of clips of each prompt the one that suits it best, and a line that says so."""
+    keys = x[:, :, ::args.frames // 16]  # the network's own window: 16 frames at --stride
+    scores = preference(model, prompts, keys, args.stride).cpu().view(-1, args.best_of)
+    best = scores.argmax(1)
+    print(f"kept {best.tolist()} of {args.best_of} each, by the denoising loss saved: "
+          f"{', '.join(f'{v:.4f}' for v in scores.max(1).values)}")
+    return x[best + torch.arange(len(best)) * args.best_of]
 
 
 def main(argv=None):
@@ -258,14 +443,16 @@ def main(argv=None):
         try:
             args = parse(argv)
             model = load(args.checkpoint, args.device)
-            prompts = [prompt for prompt in args.prompts for _ in range(args.num)]
-            x = generate(model, prompts, num_frames=args.frames, steps=args.steps,
-                         sampler=args.sampler, guidance_scale=args.guidance, seed=args.seed)
-            write_clip(x, args.out, fps=args.fps or args.frames / SECONDS)
+            if args.upscale == 2 and model.upscaler is None:
+                raise UserError("these weights have no super-resolution: train it with train.py "
+                                "--upscale-steps N, and name them with --checkpoint")
+            x = run(args, model)
+            fps = args.fps or (args.frames / SECONDS if args.stride == 4 else TICKS / args.stride)
+            write_clip(x, args.out, fps=fps)
         except (UserError, OSError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
-    print(f"{args.out}: {len(x)} clip{'s' * (len(x) > 1)} of {args.frames} frames from "
+    print(f"{args.out}: {len(x)} clip{'s' * (len(x) > 1)} of {x.shape[2]} frames from "
           f"{args.checkpoint or SHIPPED}, seed {args.seed}, "
           f"{time.perf_counter() - begin:.1f} s on {next(model.parameters()).device}")
     return 0

@@ -7,7 +7,9 @@ Stages, in this order:
     stills  text encoder and U-Net on single frames captioned by their subject; temporal layers are
             skipped, so this is an image model                      (Make-A-Video, CogVideo)
     clips   the same network on windows of 17 frames: key frames of the whole action at stride 4,
-            and windows at strides 2 and 1 with every other frame known, for filling in
+            and windows with known frames: to fill in, to animate a picture, to continue a clip
+
+    upscale a second, small U-Net on frames at 64 and 128 pixels, if --upscale-steps says so
 
 Everything random in step n is a function of (seed, stage, n), so a resumed run continues exactly.
 The run's folder holds checkpoint.pt, log.csv (loss by noise level, gradient norm, clips a second)
@@ -21,9 +23,10 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -32,12 +35,13 @@ from tqdm import tqdm
 import data
 from data import UserError
 from diffusion import PREDICTIONS, SCHEDULES, T
-from sample import WINDOW, build, device_for, generate, number, read_checkpoint, restore, seeded
+from sample import (CARRIED, DETAIL, WINDOW, build, device_for, enlarge, generate, number,
+                    read_checkpoint, restore, seeded, to_patches, upscale, upscaler)
 from text_encoder import TextConfig
 from unet3d import UNetConfig
 from vae import VAEConfig
 
-STAGES = ("vae", "stills", "clips")
+STAGES = ("vae", "stills", "clips", "upscale")
 # Steps and rates of the presets were chosen to fit 30 minutes of 2 CPU cores and 9 of an H100.
 PRESETS = {
     "tiny": dict(vae_steps=1800, stills_steps=900, clips_steps=4000, batch_size=8, lr=1e-3,
@@ -46,7 +50,10 @@ PRESETS = {
                  unet=UNetConfig(widths=(48, 96), head_dim=16, emb_width=128)),
     "base": dict(vae_steps=1200, stills_steps=350, clips_steps=2400, batch_size=256, lr=1.4e-3,
                  vae=VAEConfig(), unet=UNetConfig())}
-PER_CLIP = {"vae": 2, "stills": 8, "clips": 1}   # items a step for each clip of --batch-size
+UPSCALER = UNetConfig(latent_channels=64, widths=(32, 48), head_dim=16, emb_width=48)
+PER_CLIP = {"vae": 2, "stills": 8, "clips": 1, "upscale": 1}  # items a step for each of the batch
+PARTS = {"vae": ("vae",), "stills": ("text_encoder", "unet"), "clips": ("text_encoder", "unet"),
+         "upscale": ("upscaler",)}  # what each stage trains
 VAE_LR = 2e-3
 WARM_UP = 100             # steps to the full learning rate
 DROP_CAPTION = 0.1        # share of captions made the null prompt (Ho & Salimans, section 4.2)
@@ -60,6 +67,19 @@ PROMPTS = ("a 3 moving left", "a 7 moving up", "a 5 moving down", "a 2 moving ri
            "a 8 bouncing left and right", "a 4 moving up and a 9 moving down")
 
 
+# What the windows of 17 frames teach: of 16, so many show
+#   KEYS      the whole action at stride 4                           (text -> clip)
+#   IMAGE     the same, its first frame known                        (picture -> clip)
+#   CONTINUE  four known frames, then the action                     (continuation, chains)
+#   FILL      a part at stride 2 or 1, every other frame known       (interpolation)
+#   PART      a part at stride 2 or 1, none known; random ones where the motion changes
+KEYS, IMAGE, CONTINUE, FILL, PART = range(5)
+TASKS = np.repeat(range(5), [9, 1, 2, 3, 1])
+KNOWN = np.arange(WINDOW) < np.array([0, 1, CARRIED, 0, 0])[:, None]             # task f
+KNOWN[FILL, ::2] = True
+STEADY = [-1, data.NAMES.index("standing still"), *map(data.NAMES.index, data.STRAIGHT)]
+
+
 # ---- data of one step ----------------------------------------------------------------------------
 
 def make_batch(stage, step, n, settings, digits, device):
@@ -69,15 +89,21 @@ def make_batch(stage, step, n, settings, digits, device):
     pick = data.Chooser(settings["seed"], stage, range(step * n, step * n + n))
     if stage != "clips":  # stills: one frame, any tick, captioned by the subject alone
         ticks = pick.below("tick", data.ACTION + 1)[:, None]
+        if stage == "upscale":  # with the truth at twice the size where others have captions
+            return scenes.render(ticks, device), scenes.render(ticks, device, 2), None, None
         return scenes.render(ticks, device), scenes.subjects, torch.full((n,), 4), None
-    # of 16 windows 12 show the whole action and 4 are to be filled in, at stride 2 or 1
-    stride = torch.from_numpy(pick.below("stride", 16))
-    stride = torch.where(stride < 12, 4, torch.where(stride < 15, 2, 1))
-    start = pick.below("start", data.ACTION - (WINDOW - 1) * stride.numpy() + 1)
-    frame = torch.arange(WINDOW)
-    ticks = start[:, None] + (stride[:, None] * frame).numpy()
-    known_mask = (stride[:, None] < 4) & (frame % 2 == 0)
-    return scenes.render(ticks, device), scenes.captions, stride, known_mask
+    task, frame = TASKS[pick.below("task", len(TASKS))], np.arange(WINDOW)
+    stride = np.where(task < FILL, 4, np.where(pick.below("fine", 4) < 3, 2, 1))
+    start = pick.below("start", data.ACTION - (WINDOW - 1) * stride + 1)
+    start = np.where(task == CONTINUE, -4 * (CARRIED - 1), start)
+    ticks = start[:, None] + stride[:, None] * frame                              # n f
+    # a part of the action shows what its caption says only where that holds all the time
+    steady = np.isin(scenes.motion, STEADY).all(1)
+    random = (pick.below("bits", 2 ** WINDOW)[:, None] >> frame & 1) == 1
+    known_mask = np.where(((task == PART) & ~steady)[:, None], random, KNOWN[task])
+    scenes = scenes.carry_on(pick, task == CONTINUE)
+    return (scenes.render(ticks, device), scenes.captions, torch.from_numpy(stride),
+            torch.from_numpy(known_mask))
 
 
 # ---- losses --------------------------------------------------------------------------------------
@@ -98,10 +124,10 @@ def diffusion_loss(model, x, captions, stride, known_mask, generator):
     tokens = model.tokenizer(captions).to(device)
     drop = torch.rand(b, device=device, generator=generator) < DROP_CAPTION
     context, context_mask = model.text_encoder(tokens, drop)
-    # Clips draw high levels more often, with density 4 t^3 / T^4: 17 frames that repeat each other
-    # give their motion away until almost nothing is left of them, so only there is the caption
-    # needed and learned (Chen 2023, arXiv:2301.10972, on redundancy and noise).
-    power = 1 if z.shape[2] == 1 else 1 / 4
+    # High levels more often, with density 2t/T for stills and 4 (t/T)^3 for clips: 17 frames that
+    # repeat each other give their motion away until almost nothing is left of them, so only there
+    # is the caption needed and learned (Chen 2023, arXiv:2301.10972, on redundancy and noise).
+    power = 1 / 2 if z.shape[2] == 1 else 1 / 4
     t = T * torch.rand(b, device=device, generator=generator) ** power
     t = t.long().clamp(max=T - 1)
     eps = torch.randn(z.shape, device=device, generator=generator)
@@ -119,6 +145,21 @@ def diffusion_loss(model, x, captions, stride, known_mask, generator):
         return model.unet(z_t, t, context, context_mask, **window)
 
     return model.diffusion.loss(network, z, t, eps, weight), t
+
+
+def upscale_loss(model, x, sharp, generator):
+    """Loss (b,) and noise levels (b,) of the super-resolution of stills x to sharp (b c 1 2h 2w).
+
+    It starts from what the autoencoder makes of x, as it will when sampling, and a little noise.
+    """
+    b, device = len(x), x.device
+    with torch.no_grad():
+        x = model.vae.decode(model.vae.encode(x)).clamp(-1, 1)
+        x = x + .02 * torch.randn(x.shape, device=device, generator=generator)
+    detail = DETAIL * to_patches(sharp - enlarge(x))
+    t = torch.randint(T, (b,), device=device, generator=generator)
+    eps = torch.randn(detail.shape, device=device, generator=generator)
+    return model.diffusion.loss(upscaler(model, x), detail, t, eps), t
 
 
 # ---- the loop's small parts ----------------------------------------------------------------------
@@ -173,6 +214,9 @@ def write_samples(folder, stage, step, x, model, ema):
                 with torch.no_grad():
                     pair = torch.cat([x[:8], net.vae.decode(net.vae.encode(x[:8]))])
                 strip = rearrange(pair, "(two b) c 1 h w -> two c b h w", two=2)
+            elif stage == "upscale":
+                pair = torch.cat([enlarge(x[:8]), upscale(net, x[:8])])
+                strip = rearrange(pair, "(two b) c 1 h w -> two c b h w", two=2)
             else:
                 known = [p for p in PROMPTS if {*p.split()} <= {*net.tokenizer.words}]
                 strip = generate(net, known, num_frames=16, seed=0)
@@ -187,7 +231,7 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, di
     """Run one stage from step `first`; finish(step) writes checkpoint and strips at intervals."""
     device = next(model.parameters()).device
     steps, n = settings[f"{stage}_steps"], settings["batch_size"] * PER_CLIP[stage]
-    peak = VAE_LR if stage == "vae" else settings["lr"]
+    peak = VAE_LR if stage in ("vae", "upscale") else settings["lr"]
     trained = [p for p in model.parameters() if p.requires_grad]
     interval = max(LOG_EVERY, steps // 16 // LOG_EVERY * LOG_EVERY)
     bins, bar = torch.zeros(2, 4, device=device), tqdm(total=steps, initial=first, desc=stage)
@@ -199,9 +243,15 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, di
         with torch.autocast(device.type if dtype else "cpu", dtype or torch.bfloat16,
                             enabled=dtype is not None):
             losses, t = (vae_loss(model, x, generator) if stage == "vae" else
+                         upscale_loss(model, x, captions, generator) if stage == "upscale" else
                          diffusion_loss(model, x, captions, stride, known_mask, generator))
+            loss = losses.mean()
+            if joint := settings["stills_per_clip"] * (stage == "clips"):
+                stills = make_batch("stills", step, n * joint, settings, digits, device)
+                apart = diffusion_loss(model, *stills, generator)[0].mean()
+                loss = (WINDOW * loss + joint * apart) / (WINDOW + joint)  # frames weigh alike
         optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, peak)
-        scaler.scale(losses.mean()).backward()
+        scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
         scaler.step(optimizer)
@@ -217,14 +267,14 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, di
             now = time.perf_counter()
             (total, count), norm = bins.cpu(), norm.item()
             speed = count.sum().item() / (now - mark)
-            loss = (total.sum() / count.sum()).item()
-            if not math.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {step + 1} of stage {stage}: the last "
+            mean = (total.sum() / count.sum()).item()
+            if not math.isfinite(mean):
+                raise UserError(f"the loss is {mean} at step {step + 1} of stage {stage}: the last "
                                 "good checkpoint is kept; resume it with a lower --lr or --amp off")
-            log.row(stage, step + 1, (step + 1) * n, loss, *(total / count).tolist(), norm, lr,
+            log.row(stage, step + 1, (step + 1) * n, mean, *(total / count).tolist(), norm, lr,
                     speed, now - begin)
             unit = "clips" if stage == "clips" else "frames"
-            bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} {unit}/s")
+            bar.set_postfix_str(f"loss {mean:.4f}, {speed:.0f} {unit}/s")
             bins.zero_()
             mark = now
         last = step + 1 == steps
@@ -252,6 +302,11 @@ def run(settings, config, dtype, compiled, out, saved, device):
     digits = data.load_digits("train", settings["digits"], settings["data_root"])
     torch.manual_seed(settings["seed"])
     if saved:
+        fresh = build(config)  # a finished run may be resumed to add super-resolution
+        for key in ("model", "ema"):
+            saved[key] |= {name: value for name, value in fresh.state_dict().items()
+                           if name.startswith("upscaler.") and name not in saved[key]}
+        saved["config"] = config
         model, ema = (restore(saved, key, out / "checkpoint.pt") for key in ("model", "ema"))
     else:
         model = build(config)
@@ -263,8 +318,10 @@ def run(settings, config, dtype, compiled, out, saved, device):
     (out / "samples").mkdir(parents=True, exist_ok=True)
     log = Log(out / "log.csv", stage, step)
     for k in range(stage, len(STAGES)):
+        if not settings[f"{STAGES[k]}_steps"]:
+            continue
         for name, part in model.named_children():
-            part.requires_grad_((name == "vae") == (STAGES[k] == "vae"))
+            part.requires_grad_(name in PARTS[STAGES[k]])
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad],
                                       lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
                                       fused=device.type == "cuda")
@@ -310,8 +367,12 @@ def parse(argv):
                    help="steps of the stills stage")
     p.add_argument("--steps", type=count, metavar="N", dest="clips_steps",
                    help="steps of the clips stage")
+    p.add_argument("--upscale-steps", type=number(int, 0), metavar="N",
+                   help="steps of the super-resolution stage (default: 0, none)")
     p.add_argument("--batch-size", type=count, metavar="N",
                    help="clips a step; the vae and stills stages take 2 and 8 frames for each")
+    p.add_argument("--stills-per-clip", type=number(int, 0, 64), metavar="N",
+                   help="train on N stills beside each clip of the clips stage (default: 0)")
     p.add_argument("--lr", type=number(float, 1e-8, 1), metavar="X",
                    help="peak learning rate of the stills and clips stages")
     p.add_argument("--seed", type=number(int, 0, 2**63 - 1), metavar="N", help="default: 0")
@@ -332,7 +393,7 @@ def parse(argv):
 
 
 DEFAULTS = dict(seed=0, digits="auto", data_root=None, captions="full", schedule="cosine",
-                predict="v")  # a preset may say otherwise
+                predict="v", stills_per_clip=0, upscale_steps=0)  # a preset may say otherwise
 FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAULTS)
 
 
@@ -370,7 +431,10 @@ def settings_for(args, saved, device):
         text = TextConfig(vocabulary=len(words), width=unet.context_width)
         config = dict(vae=asdict(vae), text=asdict(text), unet=asdict(unet), size=data.SIZE,
                       vocabulary=words, schedule=settings["schedule"],
-                      predict=settings["predict"], preset=preset)
+                      predict=settings["predict"], preset=preset, tasks=len(set(TASKS)))
+    if settings["upscale_steps"] and "upscale" not in config:
+        config["upscale"] = asdict(replace(UPSCALER, context_width=config["text"]["width"],
+                                           latent_channels=64 * config["vae"]["channels"]))
     amp = args.amp if args.amp != "auto" else "bf16" if device.type == "cuda" else "off"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
     return settings, config, dtype

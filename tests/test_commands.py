@@ -4,10 +4,12 @@ import ast
 import csv
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
 import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
 
@@ -113,7 +115,8 @@ def test_training_refuses_to_overwrite_without_resume(trained, capsys):
 
 CHANGES = [["--vae-steps", "2"], ["--image-steps", "1"], ["--steps", "2"], ["--batch-size", "1"],
            ["--lr", "0.01"], ["--seed", "5"], ["--captions", "full"], ["--schedule", "linear"],
-           ["--predict", "eps"], ["--predict", "x0"], ["--preset", "base"], ["--amp", "bf16"]]
+           ["--stills-per-clip", "2"], ["--predict", "eps"], ["--predict", "x0"],
+           ["--preset", "base"], ["--amp", "bf16"]]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=" ".join)
@@ -143,7 +146,9 @@ def test_same_seed_same_video_and_every_sampling_flag_changes_something(trained,
     assert make(tmp_path, *plain) == first
     for change in (["--seed", "1"], ["--steps", "3"], ["--sampler", "ddim"], ["--sampler", "ddpm"],
                    ["--guidance", "0"], ["--guidance", "7"], ["--frames", "16"],
-                   ["--frames", "64"], ["--fps", "5"], ["--num", "2"]):
+                   ["--frames", "64"], ["--fps", "5"], ["--num", "2"], ["--stride", "2"],
+                   ["--stride", "1"], ["--extend", "1"], ["--known-by", "replacement"],
+                   ["--known-by", "reconstruction"]):
         assert make(tmp_path, *plain, *change) != first, change
     assert make(tmp_path, "a 5 moving up", *plain[1:]) != first
     assert imageio.imread(tmp_path / "a.gif", index=None).shape[0] == 32
@@ -161,11 +166,12 @@ def test_a_clip_does_not_depend_on_its_batch(trained, monkeypatch):
 
 def test_fill_keeps_known_frames_and_join_undoes_it():
     z = torch.randn(2, 4, 17, 8, 8)
-    for n, windows in ((17, 2), (33, 4)):
+    for n, windows in ((17, 2), (33, 4), (30, 4)):  # 30 = 17 + 13 key frames: an extended clip
+        z = z[:, :, :n]
         known, mask = sample.fill(z)
         assert known.shape == (2 * windows, 4, 17, 8, 8) and mask[:, ::2].all()
         assert not mask[:, 1::2].any() and not known[:, :, 1::2].any()
-        longer = sample.join(known, 2)
+        longer = sample.join(known, 2, n)
         assert longer.shape[2] == 2 * n - 1 and torch.equal(longer[:, :, ::2], z)
         z = longer
 
@@ -200,9 +206,80 @@ def test_guidance_pushes_at_high_noise_only(trained):
             assert torch.allclose(guided, want, atol=1e-5)
 
 
+# ---- one network, more tasks ---------------------------------------------------------------------
+
+def test_a_picture_is_the_first_frame(trained, tmp_path, capsys):
+    """Any size and colour: the clip begins with what the autoencoder makes of it."""
+    model = sample.load(trained / "weights.pt", "cpu")
+    picture = np.zeros((90, 45, 3), np.uint8)
+    picture[30:60, 15:30] = 255
+    imageio.imwrite(tmp_path / "in.png", picture)
+    x, note = sample.read_picture(tmp_path / "in.png", model)
+    assert x.shape == (1, 1, 64, 64) and "45x90" in note and x.min() == -1
+    assert (x[..., :16] == -1).all() and (x[..., 48:] == -1).all()  # black beside a tall picture
+    assert x[0, 0, 32, 32] == 1
+    clip = sample.generate(model, ["a 3 moving left"], steps=2, first=x[None])
+    with torch.no_grad():
+        rebuilt = model.vae.decode(model.vae.encode(x[None])).clamp(-1, 1)
+    assert torch.allclose(clip[:, :, :1], rebuilt, atol=1e-4)
+    make(tmp_path, "a 3", "--checkpoint", str(trained / "weights.pt"), "--image",
+         str(tmp_path / "in.png"))
+    assert "note: " in capsys.readouterr().err
+
+
+def test_a_chain_begins_as_its_first_prompt_and_goes_on_from_its_last_frames(trained):
+    model = sample.load(trained / "weights.pt", "cpu")
+    one = sample.generate(model, ["a 3 moving left"], num_frames=16, steps=2)
+    seen = []
+    begin = sample.begin
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample, "begin", lambda z: seen.append(z) or begin(z))
+        two = sample.generate(model, ["a 3 moving left"], num_frames=16, steps=2,
+                              then=[["a 3 moving up"], ["a 3 moving up"]])
+    assert two.shape[2] == 16 + 2 * 13 and torch.equal(two[:, :, :16], one)
+    with torch.no_grad():
+        carried = model.vae.decode(seen[0]).clamp(-1, 1)
+    assert seen[0].shape[2] == 4 and torch.allclose(two[:, :, 13:17], carried, atol=1e-4)
+
+
+def test_key_frames_of_the_user_are_only_filled_between(trained):
+    model = sample.load(trained / "weights.pt", "cpu")
+    keys = data.captioned_clips(1, num_frames=17, digits=data.load_digits("train", "drawn"))[0]
+    x = sample.generate(model, ["a 3 moving left"], steps=2, first=keys)
+    with torch.no_grad():
+        rebuilt = model.vae.decode(model.vae.encode(keys)).clamp(-1, 1)
+    assert torch.allclose(x[:, :, ::2], rebuilt[:, :, :16], atol=1e-4)
+
+
+def test_super_resolution_trains_on_top_and_treats_equal_frames_alike(trained, tmp_path):
+    """The same noise for every frame: equal frames stay equal, and twice the size."""
+    shutil.copy(trained / "checkpoint.pt", tmp_path)
+    plain = ["a 3", "--checkpoint", str(tmp_path / "checkpoint.pt"), "--frames", "16"]
+    assert sample.main([*plain, "--upscale", "2", "--out", str(tmp_path / "no.gif")]) == 2
+    assert train.main(["--resume", "--out", str(tmp_path), "--upscale-steps", "2", "--device",
+                       "cpu"]) == 0
+    model = sample.load(tmp_path / "checkpoint.pt", "cpu")
+    assert sum(p.numel() for p in model.upscaler.parameters()) <= 6e5
+    x = (2 * torch.rand(1, 1, 1, 64, 64) - 1).expand(1, 1, 3, 64, 64)
+    large = sample.upscale(model, x, steps=2)
+    assert large.shape == (1, 1, 3, 128, 128) and torch.allclose(large[:, :, 1:], large[:, :, :2])
+    make(tmp_path, *plain, "--upscale", "2")
+    assert imageio.imread(tmp_path / "a.gif", index=None).shape[1:3] == (128, 128)
+
+
+def test_best_of_prefers_a_clip_under_its_own_prompt():
+    model = sample.load(device="cpu")
+    prompts = ["a 1 moving left", "a 0 moving up"]
+    x = sample.generate(model, prompts, num_frames=16, steps=8)
+    own = sample.preference(model, prompts, x, 4, draws=4)
+    other = sample.preference(model, prompts[::-1], x, 4, draws=4)
+    assert (own > other).all()
+
+
 def broken_files(folder):
     (folder / "empty.pt").touch()
     (folder / "text.pt").write_text("hello")
+    imageio.imwrite(folder / "a.png", np.zeros((64, 64), np.uint8))
     torch.save({"weights": 1}, folder / "foreign.pt")
     torch.save([1, 2], folder / "list.pt")
     return folder
@@ -215,6 +292,12 @@ BAD_SAMPLES = [
     ["a 3", "--seed", "-1"], ["a 3", "--sampler", "euler"], ["a 3", "--device", "tpu"],
     ["a 3", "--checkpoint", "nowhere.pt"], ["a 3", "--out", "a.txt"], ["a 3", "--out", "no/a.gif"],
     ["a 3", "--guidance", "nan"], ["a 3", "--steps", "many"],
+    ["a 3", "--chain"], ["a 3", "a 4", "--chain", "--extend", "1"], ["a 3", "--stride", "3"],
+    ["a 3", "--stride", "2", "--frames", "32"], ["a 3", "--stride", "2", "--extend", "1"],
+    ["a 3", "--best-of", "2", "--num", "2"], ["a 3", "--best-of", "0"], ["a 3", "--upscale", "3"],
+    ["a 3", "--image", "nowhere.png"], ["a 3", "--image", "text.pt"],
+    ["a 3", "--image", "a.png", "--stride", "1"], ["a 3", "--extend", "-1"],
+    ["a 3", "--known-by", "magic"],
     *(["a 3", "--checkpoint", f"{name}.pt"] for name in ("empty", "text", "foreign", "list"))]
 BAD_TRAININGS = [
     ["--preset", "huge"], ["--steps", "0"], ["--batch-size", "-3"], ["--lr", "0"], ["--lr", "nan"],

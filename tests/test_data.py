@@ -104,7 +104,7 @@ def test_two_digits_differ_start_apart_and_seldom_overlap():
     alone = []
     for slot in (0, 1):
         one = data.Scenes(**{**vars(s), "digit": np.where(np.arange(2) == slot, s.digit, -1)})
-        x = data.Scenes(**{k: v if k in ("digits",) else
+        x = data.Scenes(**{k: v if k in ("digits", "before") else
                            [v[j] for j in i] if isinstance(v, list) else v[i]
                            for k, v in vars(one).items()}).render(np.arange(32) * 2)
         on = x[:, 0] > -1
@@ -231,3 +231,35 @@ def test_png_is_a_strip_and_several_clips_are_a_grid(tmp_path):
 def test_paths_that_cannot_be_written_are_refused(tmp_path, name):
     with pytest.raises(data.UserError):
         data.check_clip_path(tmp_path / name)
+
+
+def test_continued_scenes_start_anywhere_come_from_another_motion_and_stop_at_walls():
+    s = scenes(600)
+    which = np.arange(600) % 3 > 0
+    c = s.carry_on(data.Chooser(0, "clips", range(600)), which)
+    assert (c.start[~which] == s.start[~which]).all()
+    alone = which & (s.size == 28)
+    spread = c.start[alone, 0] / (64 - 28)
+    assert spread.min() < .05 and spread.max() > .95 and abs(spread.mean() - .5) < .05
+    ticks = np.arange(-12, 53)
+    p = c.positions(ticks)
+    room = (64 - c.size)[:, None, None, None]
+    assert (p >= 0).all() and (p <= room).all()
+    assert abs(np.diff(p, axis=2)).max() < 4                     # no jump, not at the seam either
+    # half of them come as their own motion begins, the others from elsewhere
+    own = (abs(c.before - c.legs[:, :, 0] * 2 / 64) < 1e-9).all((1, 2))
+    assert .4 < own.mean() < .6
+    # a straight motion that meets a wall stays there
+    left = np.flatnonzero(alone & (s.motion[:, 0] == data.NAMES.index("left")))
+    stopped = left[p[left, 0, -1, 1] == 0]
+    assert len(stopped) and (np.diff(p[stopped, 0, 12:, 1], axis=-1) <= 0).all()
+
+
+def test_sharp_truth_is_the_same_picture_with_steeper_edges():
+    s = scenes(12)
+    x, large = s.render(np.zeros(1)), s.render(np.zeros(1), scale=2)
+    assert large.shape[-2:] == (128, 128)
+    small = torch.nn.functional.avg_pool2d(large[:, 0], 2)
+    assert (small - x[:, 0]).abs().mean() < .03
+    again = torch.nn.functional.interpolate(x[:, 0], scale_factor=2, mode="bicubic")
+    assert large.diff(dim=-1).square().mean() > 1.3 * again.diff(dim=-1).square().mean()

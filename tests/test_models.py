@@ -8,6 +8,7 @@ import torch
 from einops import rearrange
 
 import data
+import train
 from diffusion import Diffusion
 from sample import build, seeded
 from text_encoder import TextConfig, TextEncoder, Tokenizer
@@ -259,3 +260,18 @@ def test_parameter_budgets():
     assert count(UNet3D(PRESETS["base"]["unet"])) <= 5.5e6
     assert count(VAE(PRESETS["base"]["vae"])) <= 1.1e6
     assert count(TextEncoder(TextConfig())) <= 0.3e6
+
+
+def test_clip_windows_teach_every_task():
+    """Shares, strides and known frames of the training windows; never is every frame known."""
+    settings = dict(seed=0, captions="full")
+    digits = data.load_digits("train", "drawn")
+    x, captions, stride, known = train.make_batch("clips", 3, 640, settings, digits, "cpu")
+    assert x.shape == (640, 1, 17, 64, 64) and set(stride.tolist()) == {1, 2, 4}
+    count = known.sum(1)
+    whole = (stride == 4) & (count == 0)
+    assert .5 < whole.float().mean() < .63                          # text -> clip, 9 of 16
+    assert known[count == 1][:, 0].all()                            # pictures come first
+    assert known[(stride == 4) & (count == 4)][:, :4].all()         # continuations
+    assert (known[:, ::2].all(1) & (count == 9) & (stride < 4)).float().mean() > .14   # fills
+    assert ((stride < 4) & (count == 0)).any() and (count < 17).all()

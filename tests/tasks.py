@@ -1,0 +1,207 @@
+"""Measures the tasks that one network learns beside text -> clip; the README's tables.
+
+    python tests/tasks.py --checkpoint runs/base/checkpoint.pt --data-root DIR --num 128
+
+Prompts are "a 3 moving left" and the like, digits are test digits. Each part can be run alone:
+rates, fills, carry, picture, samplers, best.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import data
+import metrics
+from diffusion import SAMPLERS
+from sample import device_for, enlarge, generate, load, preference, upscale
+
+NEW = slice(1, None, 2)  # of 33 frames, those that a fill made
+
+
+def choose(scenes, index):
+    """The scenes at `index`."""
+    return replace(scenes, **{k: [v[i] for i in index] if isinstance(v, list) else v[index]
+                              for k, v in vars(scenes).items() if k not in ("digits", "before")})
+
+
+def centres(x):
+    """Ink centroids (b f yx) in pixels of what is brighter than one half, so that ghosts fail."""
+    light = (x[:, 0].cpu() + 1) / 2
+    return metrics.centroid(light * (light > .5)).numpy()
+
+
+def along(x, scenes):
+    """Pixels each frame moves along its caption's direction: (b f-1)."""
+    unit = np.array([data.MOTIONS[data.NAMES[m]][0] for m in scenes.motion[:, 0]], float)
+    return (np.diff(centres(x), axis=1) * unit[:, None]).sum(-1)
+
+
+def rates(model, classifier, scenes, args):
+    """Straight motion at stride 4 should move twice as far a frame as at stride 2."""
+    print("\nframe-rate token: mean pixels a frame along the caption's direction")
+    for stride in (4, 2, 1):
+        x = generate(model, scenes.captions, num_frames=16, stride=stride, seed=args.seed)
+        moved = along(x, scenes).mean(1)
+        truth = along(scenes.render(np.arange(16) * stride), scenes).mean(1)
+        low, high = (moved.mean() + k * 1.96 * moved.std() / len(moved) ** .5 for k in (-1, 1))
+        print(f"stride {stride}: {moved.mean():.2f} [{low:.2f}, {high:.2f}], real clips "
+              f"{truth.mean():.2f}; right sense {(moved > 0).mean():.1%}")
+
+
+def fills(model, classifier, scenes, args):
+    """17 real key frames -> 33: the frames between, against the truth and two ways to cheat."""
+    truth, keys = scenes.render(np.arange(33) * 2), scenes.render(np.arange(17) * 4)
+    vae_keys = torch.cat([model.vae.decode(model.vae.encode(k)).cpu() for k in keys.split(16)])
+    gap = np.linalg.norm(np.diff(centres(keys), axis=1), axis=-1)                    # b 16
+    middle = (centres(keys)[:, 1:] + centres(keys)[:, :-1]) / 2
+    print("\nfills: 16 new frames between 17 real key frames\n"
+          f"{'way':16s} PSNR dB  at the midpoint %  digit %  seconds a clip")
+    for way in ("mask", "replacement", "reconstruction", "copying", "cross-fading"):
+        begin = time.perf_counter()
+        if way == "copying":
+            x = vae_keys[:, :, :-1]
+        elif way == "cross-fading":
+            x = (vae_keys[:, :, :-1] + vae_keys[:, :, 1:]) / 2
+        else:
+            x = generate(model, scenes.captions, num_frames=32, seed=args.seed, first=keys,
+                         known_by=way, sampler=args.sampler).cpu()[:, :, NEW]
+        seconds = (time.perf_counter() - begin) / len(x)
+        off = np.linalg.norm(centres(x) - middle, axis=-1)[gap >= 1] / gap[gap >= 1]
+        read = metrics.read_clips(x, classifier, stride_ticks=4)
+        right = (read.digit[:, 0] == scenes.digit[:, 0]).mean()
+        print(f"{way:16s} {metrics.psnr(x, truth[:, :, NEW]):7.1f} "
+              f"{100 * (off <= .25).mean():18.1f} {100 * right:8.1f}  {seconds:.2f}")
+
+
+def carry(model, classifier, scenes, args):
+    """Two motions in one clip, as --chain makes it, and one motion extended twice."""
+    n, half = len(scenes.captions), 17
+    turned = [" ".join(c.split()[:-1] + [{"left": "up", "up": "right", "right": "down",
+                                          "down": "left"}[c.split()[-1]]]) for c in scenes.captions]
+    unit = np.array([data.DIRECTIONS[c.split()[-1]] for c in turned], float)
+    print("\ncontinuation from the last four key frames: 13 new key frames each")
+    for name, then in (("chain", [turned]), ("extend", [scenes.captions] * 2)):
+        x = generate(model, scenes.captions, num_frames=16, seed=args.seed, then=then)
+        c = centres(x)
+        step = np.linalg.norm(np.diff(c, axis=1), axis=-1)                           # b f-1
+        # the step over the seam against the longest step away from it, on either side
+        seam, own = step[:, half - 1], np.delete(step, half - 1, axis=1).max(1)
+        first = metrics.read_clips(x[:, :, :16], classifier)
+        last = metrics.read_clips(x[:, :, -13:], classifier, stride_ticks=4)
+        kept = first.digit[:, 0] == last.digit[:, 0]
+        print(f"{name}: seam {seam.mean():.2f} px, longest own step {own.mean():.2f} px, no jump in "
+              f"{(seam <= own + .5).mean():.1%}; digit kept {kept.mean():.1%}; one digit to the end {(last.count == 1).mean():.1%}")
+        if name == "chain":
+            moved = c[:, -1] - c[:, half - 1]
+            ahead, aside = (moved * unit).sum(-1), abs((moved * unit[:, ::-1]).sum(-1))
+            went = along(x[:, :, :half], scenes).sum(1)
+            print(f"  first motion right {(went > 4).mean():.1%}; second goes its way "
+                  f"{((ahead > 4) & (ahead > aside)).mean():.1%} (n {n})")
+
+
+def picture(model, classifier, scenes, args):
+    """A real first frame is animated: does it stay, does the digit, does the motion obey?"""
+    first = scenes.render(np.zeros(1))
+    x = generate(model, scenes.captions, num_frames=32, seed=args.seed, first=first).cpu()
+    rebuilt = torch.cat([model.vae.decode(model.vae.encode(part)).clamp(-1, 1)
+                         for part in first.split(64)])
+    scores = metrics.score(metrics.read_clips(x, classifier), scenes)
+    same = metrics.psnr(x[:, :, :1], rebuilt.cpu())
+    print(f"\npicture: frame 0 against the VAE's rebuilt picture {same:.1f} dB; "
+          f"digit {scores.digit_ok.mean():.1%}, motion {scores.motion_ok.mean():.1%}, steady "
+          f"{scores.steadiness.mean():.1%}")
+
+
+def samplers(model, classifier, scenes, args):
+    """Obedience against guidance, and against steps for each sampler (16 key frames)."""
+    def row(**options):
+        x = generate(model, scenes.captions, num_frames=16, seed=args.seed, **options)
+        s = metrics.score(metrics.read_clips(x, classifier), scenes)
+        return (f"digit {100 * s.digit_ok.mean():5.1f}  motion {100 * s.motion_ok.mean():5.1f}  "
+                f"both {100 * s.both_ok.mean():5.1f}  steady {100 * s.steadiness.mean():5.1f}")
+
+    print("\nguidance (dpm, 20 steps)")
+    for scale in (0, 1, 2, 4, 8):
+        print(f"{scale:>3}  {row(guidance_scale=scale)}", flush=True)
+    print("\nsteps (guidance 3)")
+    for name in SAMPLERS:
+        for steps in (4, 8, 16, 32, 64):
+            print(f"{name:5s}{steps:3d}  {row(sampler=name, steps=steps)}", flush=True)
+
+
+def best(model, classifier, scenes, args, n=8):
+    """Best of 8 against the first of 8: guidance 1, 8 steps, where there is room to gain."""
+    kinds = {"four directions": scenes}
+    if "standing" in model.config["vocabulary"]:
+        full = data.make_scenes(8 * len(scenes.captions), seed=args.seed, split="test",
+                                digits=scenes.digits)
+        two = np.flatnonzero(full.kind == data.KINDS.index("two moving"))
+        kinds["two moving"] = choose(full, two[:len(scenes.captions)])
+    print(f"\nbest of {n} by the denoising loss saved (guidance 1, 8 steps)")
+    for name, chosen in kinds.items():
+        prompts = [c for c in chosen.captions for _ in range(n)]
+        x = generate(model, prompts, num_frames=16, steps=8, guidance_scale=1, seed=args.seed)
+        liked = torch.cat([preference(model, prompts[i:i + 64], x[i:i + 64], 4).cpu()
+                           for i in range(0, len(x), 64)]).view(-1, n).argmax(1).numpy()
+        for way, pick in (("first", liked * 0), ("best", liked)):
+            s = metrics.score(metrics.read_clips(x[pick + np.arange(len(pick)) * n], classifier),
+                              chosen)
+            low, high = metrics.wilson(s.both_ok.sum(), len(s.both_ok))
+            print(f"{name}, {way}: digit {s.digit_ok.mean():.1%} motion {s.motion_ok.mean():.1%} "
+                  f"both {s.both_ok.mean():.1%} [{low:.1%}, {high:.1%}] (n {len(pick)})")
+
+
+def larger(model, classifier, scenes, args):
+    """Super-resolution of real clips (rebuilt by the VAE) against bicubic, to the truth at 128."""
+    if model.upscaler is None:
+        return print("\nno super-resolution in these weights")
+    ticks = np.arange(16) * 4
+    x = torch.cat([model.vae.decode(model.vae.encode(part.to(model.vae.latent_std.device)))
+                   for part in scenes.render(ticks).split(16)]).clamp(-1, 1)
+    truth = scenes.render(ticks, scale=2)
+
+    def edges(x):  # mean squared difference of neighbouring pixels
+        return (x.diff(dim=-1) ** 2).mean().item() + (x.diff(dim=-2) ** 2).mean().item()
+
+    print("\nsuper-resolution 64 -> 128: PSNR dB, edge energy as a share of the truth's, flicker\n"
+          "(mean squared change from frame to frame as a share of the truth's)")
+    for name, y in (("truth", truth), ("bicubic", enlarge(x)), ("upscale", upscale(model, x))):
+        y = y.cpu()
+        flicker = (y.diff(dim=2) ** 2).mean() / (truth.diff(dim=2) ** 2).mean()
+        print(f"{name:8s} {metrics.psnr(truth, y):5.1f}  {edges(y) / edges(truth):.2f}  "
+              f"{flicker:.2f}")
+
+
+PARTS = dict(rates=rates, fills=fills, carry=carry, picture=picture, samplers=samplers, best=best,
+             larger=larger)
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    p.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (all)")
+    p.add_argument("--checkpoint")
+    p.add_argument("--num", type=int, default=128)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--sampler", default="dpm", choices=SAMPLERS)
+    p.add_argument("--data-root")
+    args = p.parse_intermixed_args(argv)
+    model, device = load(args.checkpoint), device_for()
+    classifier = metrics.load_classifier(device=device)
+    digits = data.load_digits("test", "auto", args.data_root)
+    scenes = data.make_scenes(args.num, seed=args.seed, split="test", captions="four",
+                              digits=digits)
+    print(f"checkpoint {args.checkpoint or 'shipped'}, n {args.num}, seed {args.seed}, {device}, "
+          f"digits {digits.source}")
+    with torch.no_grad():
+        for name in args.parts or PARTS:
+            PARTS[name](model, classifier, scenes, args)
+
+
+if __name__ == "__main__":
+    main()

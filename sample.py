@@ -399,8 +399,8 @@ def read_picture(path, model):
     small = nn.functional.interpolate(rgb, fit, mode="bilinear", antialias=True)
     x, (top, left) = torch.zeros(c, 1, size, size), [(size - side) // 2 for side in fit]
     x[:, 0, top:top + fit[0], left:left + fit[1]] = small[0]
-    return x / 127.5 - 1, (f"{path}: {w}x{h} pixels in {colours} colours fitted to {size}x{size} "
-                           f"in {c}")
+    return x / 127.5 - 1, (f"{path}: {w}x{h} pixels fitted to {size}x{size} in "
+                           f"{'grey' if c == 1 else 'colour'}, black around")
 
 
 def run(args, model):

@@ -8,7 +8,6 @@ Stages, in this order:
             skipped, so this is an image model                      (Make-A-Video, CogVideo)
     clips   the same network on windows of 17 frames: key frames of the whole action at stride 4,
             and windows with known frames: to fill in, to animate a picture, to continue a clip
-
     upscale a second, small U-Net on frames at 64 and 128 pixels, if --upscale-steps says so
 
 Everything random in step n is a function of (seed, stage, n), so a resumed run continues exactly.
@@ -124,7 +123,7 @@ def diffusion_loss(model, x, captions, stride, known_mask, generator):
     tokens = model.tokenizer(captions).to(device)
     drop = torch.rand(b, device=device, generator=generator) < DROP_CAPTION
     context, context_mask = model.text_encoder(tokens, drop)
-    # High levels more often, with density 2t/T for stills and 4 (t/T)^3 for clips: 17 frames that
+    # High levels more often, u = t/T with density 2u in stills and 4u^3 in clips: 17 frames that
     # repeat each other give their motion away until almost nothing is left of them, so only there
     # is the caption needed and learned (Chen 2023, arXiv:2301.10972, on redundancy and noise).
     power = 1 / 2 if z.shape[2] == 1 else 1 / 4

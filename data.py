@@ -57,6 +57,7 @@ MOTIONS = ({name: (d, d) for name, d in STRAIGHT.items()}
            | {"bouncing left and right": ((0, 1), (0, 1)), "bouncing up and down": ((1, 0), (1, 0)),
               "standing still": ((0, 0), (0, 0))})
 NAMES = list(MOTIONS)
+BOUNCES = np.array([name.startswith("bouncing") for name in NAMES])
 KINDS = ("straight", "turn", "bounce", "still", "subject only", "two digits", "two moving")
 WORDS = {"full": [*NUMBERS, *"0123456789", *SUBJECTS, *VERBS, *ADVERBS, *NAMES, "two digits"],
          "four": ["a", *"0123456789", "moving", *DIRECTIONS]}
@@ -274,8 +275,8 @@ class Scenes:
         """
         free = path(self.start, self.legs, ticks, self.before)
         room = (SIZE - self.size)[:, None, None, None]
-        bounces = np.array([name.startswith("bouncing") for name in NAMES])[self.motion]
-        return np.where(bounces[:, :, None, None], reflect(free, room), free.clip(0, room))
+        bounces = BOUNCES[self.motion][:, :, None, None]
+        return np.where(bounces, reflect(free, room), free.clip(0, room))
 
     def carry_on(self, pick, which):
         """These scenes, where `which` (n,) is True as if they continued an earlier clip: begun
@@ -329,7 +330,7 @@ def draw_motion(pick, attempt, motion, adverb, size):
     room = (SIZE - size).astype(float)
     unit = np.array(list(MOTIONS.values()), float)[motion]                           # n leg yx
     turn = np.array([" then " in m for m in NAMES])[motion]
-    bounce = np.array([m.startswith("bouncing") for m in NAMES])[motion]
+    bounce = BOUNCES[motion]
     low, high = np.array([(8, 36), (8, 13), (26, 36)], float).T
     travel = np.minimum(pick.between(f"travel{attempt}", low[adverb], high[adverb]), room - .5)
     travel = np.where(bounce, pick.between(f"path{attempt}", 54, 108)

@@ -185,6 +185,22 @@ def begin(z):
     return known, (torch.arange(WINDOW, device=z.device) < k).expand(b, WINDOW)
 
 
+def speakers(n, level):
+    """Which prompt speaks for each window that `fill` cuts n frames into, `level` fills after the
+    key frames: that of its middle. The first spoke for 17 key frames, the rest for 13 each."""
+    middle = [(k + 4) // 2 ** level for k in cuts(n, (WINDOW + 1) // 2)]
+    return [max(0, (k - CARRIED) // (WINDOW - CARRIED)) for k in middle]
+
+
+def check_plan(num_frames, stride, known):
+    """Raise `UserError` for frames and strides that `generate` has no windows for."""
+    if num_frames not in (16, 32, 64):
+        raise UserError(f"--frames is {num_frames}, but must be 16, 32 or 64")
+    if stride < 4 and (num_frames > 16 or known):
+        raise UserError("a window at --stride 2 or 1 has 16 frames, begins with none and is not "
+                        "continued: leave out --frames, --image, --extend and --chain")
+
+
 @torch.no_grad()
 def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidance_scale=None,
              seed=0, stride=4, first=None, then=(), known_by="mask"):
@@ -198,11 +214,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     of prompts (b each) for every window of 13 key frames that goes on from the last four.
     known_by: "mask" (learned), "replacement" or "reconstruction": how known frames take part.
     """
-    if num_frames not in (16, 32, 64):
-        raise UserError(f"--frames is {num_frames}, but must be 16, 32 or 64")
-    if stride < 4 and (num_frames > 16 or first is not None or then):
-        raise UserError("a window at --stride 2 or 1 has 16 frames, begins with none and is not "
-                        "continued: leave out --frames, --image, --extend and --chain")
+    check_plan(num_frames, stride, first is not None or then)
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     sampler = sampler or "dpm"
     if sampler not in SAMPLERS:
@@ -244,10 +256,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
                            [:, :, CARRIED:]], dim=2)
         for level in range(int(math.log2(num_frames // 16))):
             known, known_mask = fill(z)
-            # the prompt of a window's middle: the first spoke for 17 key frames, the rest for 13
-            middle = [(k + 4) // 2 ** level for k in cuts(z.shape[2], (WINDOW + 1) // 2)]
-            said = [max(0, (k - CARRIED) // (WINDOW - CARRIED)) for k in middle]
-            again = rearrange(part[said], "k b n -> (b k) n")
+            again = rearrange(part[speakers(z.shape[2], level)], "k b n -> (b k) n")
             new = sample(again, max(1, steps // 2), min(scale, 1), 2 - level, known, known_mask)
             z = join(new, part.shape[1], z.shape[2])
         with amp(device):
@@ -283,8 +292,8 @@ def upscaler(model, x):
 
 @torch.no_grad()
 def upscale(model, x, steps=10, seed=0):
-    """Clips x (b c f h w) -> (b c f 2h 2w), as Make-A-Video does in space (its section 3): each frame
-    is denoised alone but from the same noise, so that what is invented does not flicker."""
+    """Clips x (b c f h w) -> (b c f 2h 2w), as Make-A-Video in space (section 3): each frame is
+    denoised alone but from the same noise, so that what is invented does not flicker."""
     frames, out = rearrange(x, "b c f h w -> (b f) c 1 h w"), []
     noise = torch.randn(1, *to_patches(enlarge(frames[:1])).shape[1:],
                         generator=seeded(seed, "upscale")).to(x.device)

@@ -209,13 +209,11 @@ def write_samples(folder, stage, step, x, model, ema):
     """Strips at fixed prompts and noise, raw and EMA weights; of the vae, truth and rebuilt."""
     try:
         for name, net in (("raw", model), ("ema", ema)):
-            if stage == "vae":
+            if stage in ("vae", "upscale"):
                 with torch.no_grad():
-                    pair = torch.cat([x[:8], net.vae.decode(net.vae.encode(x[:8]))])
-                strip = rearrange(pair, "(two b) c 1 h w -> two c b h w", two=2)
-            elif stage == "upscale":
-                pair = torch.cat([enlarge(x[:8]), upscale(net, x[:8])])
-                strip = rearrange(pair, "(two b) c 1 h w -> two c b h w", two=2)
+                    pair = ((x[:8], net.vae.decode(net.vae.encode(x[:8]))) if stage == "vae" else
+                            (enlarge(x[:8]), upscale(net, x[:8])))
+                strip = rearrange(torch.stack(pair), "two b c 1 h w -> two c b h w")
             else:
                 known = [p for p in PROMPTS if {*p.split()} <= {*net.tokenizer.words}]
                 strip = generate(net, known, num_frames=16, seed=0)

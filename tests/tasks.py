@@ -24,6 +24,13 @@ from sample import device_for, enlarge, generate, load, preference, upscale
 NEW = slice(1, None, 2)  # of 33 frames, those that a fill made
 
 
+def rebuild(model, x):
+    """What the autoencoder makes of clips x, a few at a time, on the CPU."""
+    device = model.vae.latent_std.device
+    return torch.cat([model.vae.decode(model.vae.encode(part.to(device))).clamp(-1, 1).cpu()
+                      for part in x.split(16)])
+
+
 def choose(scenes, index):
     """The scenes at `index`."""
     return replace(scenes, **{k: [v[i] for i in index] if isinstance(v, list) else v[index]
@@ -57,7 +64,7 @@ def rates(model, classifier, scenes, args):
 def fills(model, classifier, scenes, args):
     """17 real key frames -> 33: the frames between, against the truth and two ways to cheat."""
     truth, keys = scenes.render(np.arange(33) * 2), scenes.render(np.arange(17) * 4)
-    vae_keys = torch.cat([model.vae.decode(model.vae.encode(k)).cpu() for k in keys.split(16)])
+    vae_keys = rebuild(model, keys)
     gap = np.linalg.norm(np.diff(centres(keys), axis=1), axis=-1)                    # b 16
     middle = (centres(keys)[:, 1:] + centres(keys)[:, :-1]) / 2
     print("\nfills: 16 new frames between 17 real key frames\n"
@@ -95,8 +102,9 @@ def carry(model, classifier, scenes, args):
         first = metrics.read_clips(x[:, :, :16], classifier)
         last = metrics.read_clips(x[:, :, -13:], classifier, stride_ticks=4)
         kept = first.digit[:, 0] == last.digit[:, 0]
-        print(f"{name}: seam {seam.mean():.2f} px, longest own step {own.mean():.2f} px, no jump in "
-              f"{(seam <= own + .5).mean():.1%}; digit kept {kept.mean():.1%}; one digit to the end {(last.count == 1).mean():.1%}")
+        print(f"{name}: seam {seam.mean():.2f} px, longest own step {own.mean():.2f} px, no jump "
+              f"in {(seam <= own + .5).mean():.1%}; digit kept {kept.mean():.1%}; "
+              f"one digit to the end {(last.count == 1).mean():.1%}")
         if name == "chain":
             moved = c[:, -1] - c[:, half - 1]
             ahead, aside = (moved * unit).sum(-1), abs((moved * unit[:, ::-1]).sum(-1))
@@ -109,10 +117,8 @@ def picture(model, classifier, scenes, args):
     """A real first frame is animated: does it stay, does the digit, does the motion obey?"""
     first = scenes.render(np.zeros(1))
     x = generate(model, scenes.captions, num_frames=32, seed=args.seed, first=first).cpu()
-    rebuilt = torch.cat([model.vae.decode(model.vae.encode(part)).clamp(-1, 1)
-                         for part in first.split(64)])
     scores = metrics.score(metrics.read_clips(x, classifier), scenes)
-    same = metrics.psnr(x[:, :, :1], rebuilt.cpu())
+    same = metrics.psnr(x[:, :, :1], rebuild(model, first))
     print(f"\npicture: frame 0 against the VAE's rebuilt picture {same:.1f} dB; "
           f"digit {scores.digit_ok.mean():.1%}, motion {scores.motion_ok.mean():.1%}, steady "
           f"{scores.steadiness.mean():.1%}")
@@ -162,8 +168,7 @@ def larger(model, classifier, scenes, args):
     if model.upscaler is None:
         return print("\nno super-resolution in these weights")
     ticks = np.arange(16) * 4
-    x = torch.cat([model.vae.decode(model.vae.encode(part.to(model.vae.latent_std.device)))
-                   for part in scenes.render(ticks).split(16)]).clamp(-1, 1)
+    x = rebuild(model, scenes.render(ticks)).to(model.vae.latent_std.device)
     truth = scenes.render(ticks, scale=2)
 
     def edges(x):  # mean squared difference of neighbouring pixels

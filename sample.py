@@ -38,9 +38,11 @@ SHIPPED = Path(__file__).parent / "checkpoints" / "base.pt"
 WINDOW = 17                                     # frames the network is trained to see at once
 CARRIED = 4                                     # known frames that a continuation begins with
 SECONDS, TICKS = 3.2, 20                        # one action; ticks a second
-STEPS = {"dpm": 20, "ddim": 50, "ddpm": 250}    # for key frames; a fill takes half
+STEPS = {"dpm": 20, "ddim": 50, "ddpm": 250}    # for key frames
+FILL_SHARE = {"mask": 10, "replacement": 2, "reconstruction": 2}  # a fill takes one in so many
 GUIDANCE = 3.0
 GUIDED_FROM = 600                               # the lowest noise level that guidance works at
+PATCH = 4                                       # pixels: what super-resolution takes as one place
 DETAIL = 8                                      # 1 / std of what bicubic enlarging lacks
 CHUNK = 64                                      # clips sampled as one batch, to bound memory
 
@@ -57,6 +59,9 @@ class TextToVideo(nn.Module):
         self.text_encoder = TextEncoder(TextConfig(**config["text"]))
         self.unet = UNet3D(UNetConfig(**config["unet"]))
         self.upscaler = (UNet3D(UNetConfig(**config["upscale"])) if "upscale" in config else None)
+        # the sharp picture follows from the blurred one almost for certain, so it is asked for x0:
+        # measured, that learns three times as fast as v, most of which is noise to be passed on
+        self.sharpening = Diffusion(config["schedule"], "x0")
 
 
 def build(config):
@@ -207,7 +212,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     """One clip a prompt: x (b c f h w) in [-1, 1] on the model's device.
 
     num_frames: 16, 32 or 64 frames of one action of 3.2 s. steps: for the key frames (a fill takes
-    half). sampler: dpm, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain conditional;
+    a tenth). sampler: dpm, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain conditional;
     fills see their neighbours and need at most 1. Clip i's noise depends on (seed, i) only.
     stride: 2 or 1 makes one window of 16 frames at 10 or 20 a second, a part of the action.
     first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart. then: a list
@@ -237,16 +242,17 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
             """One batch of windows; known frames come back as they were."""
             run = getattr(model.diffusion, sampler)
             run = run if sampler == "dpm" else partial(run, noise=noise)
+            x_T = noise(tokens)
             if known is None:
-                return run(denoiser(model, tokens, scale, stride=stride), noise(tokens), steps)
+                return run(denoiser(model, tokens, scale, stride=stride), x_T, steps)
             mask = rearrange(known_mask, "b f -> b 1 f 1 1")
-            if known_by == "mask":
-                network = denoiser(model, tokens, scale, stride=stride, known=known,
-                                   known_mask=known_mask)
-            else:
-                network = getattr(model.diffusion, known_by)(
-                    denoiser(model, tokens, scale, stride=stride), known, mask, noise(tokens))
-            return torch.where(mask, known, run(network, noise(tokens), steps))
+            window = dict(known=known, known_mask=known_mask) if known_by == "mask" else {}
+            network = denoiser(model, tokens, scale, stride=stride, **window)
+            # important: with a learned mask too, x's known frames are noised truth at every level,
+            # as in training. No loss asked what the network says of them: left to it, they drift
+            # and lead the rest astray, the more steps the further (README, "More than text")
+            way = getattr(model.diffusion, {"mask": "replacement"}.get(known_by, known_by))
+            return torch.where(mask, known, run(way(network, known, mask, x_T), x_T, steps))
 
         start = () if first is None else begin(model.vae.encode(first[i:i + CHUNK].to(device)))
         whole = first is not None and first.shape[2] == WINDOW  # then there is only to fill
@@ -257,7 +263,8 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
         for level in range(int(math.log2(num_frames // 16))):
             known, known_mask = fill(z)
             again = rearrange(part[speakers(z.shape[2], level)], "k b n -> (b k) n")
-            new = sample(again, max(1, steps // 2), min(scale, 1), 2 - level, known, known_mask)
+            few = max(1, steps // FILL_SHARE[known_by])  # there is little left to invent
+            new = sample(again, few, min(scale, 1), 2 - level, known, known_mask)
             z = join(new, part.shape[1], z.shape[2])
         with amp(device):
             clips.append(model.vae.decode(z[:, :, :-1]).float().clamp(-1, 1))
@@ -265,8 +272,8 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
 
 
 def to_patches(x):
-    """Pixels (b c f h w) -> "latents" (b 64c f h/8 w/8) that hold each 8x8 patch as it is."""
-    return rearrange(x, "b c f (h p) (w q) -> b (c p q) f h w", p=8, q=8)
+    """Pixels (b c f h w) -> "latents" (b 16c f h/4 w/4) that hold each 4x4 patch as it is."""
+    return rearrange(x, "b c f (h p) (w q) -> b (c p q) f h w", p=PATCH, q=PATCH)
 
 
 def enlarge(x):
@@ -277,7 +284,7 @@ def enlarge(x):
 
 
 def upscaler(model, x):
-    """The second U-Net as a function (detail_t, t) -> v of the detail that `enlarge` lacks, given
+    """The second U-Net as a function (detail_t, t) -> x0, the detail that `enlarge` lacks, given
     x (n c 1 h w): frames alone, with the null prompt. Its known frame is the enlarged one."""
     known, n, device = to_patches(enlarge(x)), len(x), x.device
     context, mask = model.text_encoder(torch.zeros(n, 1, dtype=torch.long, device=device))
@@ -298,9 +305,9 @@ def upscale(model, x, steps=10, seed=0):
     noise = torch.randn(1, *to_patches(enlarge(frames[:1])).shape[1:],
                         generator=seeded(seed, "upscale")).to(x.device)
     for part in frames.split(CHUNK):
-        z = model.diffusion.dpm(upscaler(model, part), noise.expand(len(part), *noise.shape[1:]),
+        z = model.sharpening.dpm(upscaler(model, part), noise.expand(len(part), *noise.shape[1:]),
                                 steps)
-        detail = rearrange(z, "n (c p q) f h w -> n c f (h p) (w q)", p=8, q=8) / DETAIL
+        detail = rearrange(z / DETAIL, "n (c p q) f h w -> n c f (h p) (w q)", p=PATCH, q=PATCH)
         out.append((enlarge(part) + detail).clamp(-1, 1))
     return rearrange(torch.cat(out), "(b f) c 1 h w -> b c f h w", b=len(x))
 
@@ -349,7 +356,7 @@ def parse(argv):
     p.add_argument("--fps", type=number(float, 0.1, 100), metavar="N",
                    help="frames a second of the file (default: real time)")
     p.add_argument("--steps", type=number(int, 1, 1000), metavar="N",
-                   help="denoising steps for key frames, half for fills (default: "
+                   help="denoising steps for key frames, a tenth for fills (default: "
                         + ", ".join(f"{k} {v}" for k, v in STEPS.items()) + ")")
     p.add_argument("--sampler", default="dpm", choices=SAMPLERS)
     p.add_argument("--guidance", type=number(float, 0, 100), default=GUIDANCE, metavar="X",

@@ -34,7 +34,7 @@ from tqdm import tqdm
 import data
 from data import UserError
 from diffusion import PREDICTIONS, SCHEDULES, T
-from sample import (CARRIED, DETAIL, WINDOW, build, device_for, enlarge, generate, number,
+from sample import (CARRIED, DETAIL, PATCH, WINDOW, build, device_for, enlarge, generate, number,
                     read_checkpoint, restore, seeded, to_patches, upscale, upscaler)
 from text_encoder import TextConfig
 from unet3d import UNetConfig
@@ -49,7 +49,7 @@ PRESETS = {
                  unet=UNetConfig(widths=(48, 96), head_dim=16, emb_width=128)),
     "base": dict(vae_steps=1200, stills_steps=350, clips_steps=2400, batch_size=256, lr=1.4e-3,
                  vae=VAEConfig(), unet=UNetConfig())}
-UPSCALER = UNetConfig(latent_channels=64, widths=(32, 48), head_dim=16, emb_width=48)
+UPSCALER = UNetConfig(widths=(32, 48), head_dim=16, emb_width=48)
 PER_CLIP = {"vae": 2, "stills": 8, "clips": 1, "upscale": 1}  # items a step for each of the batch
 PARTS = {"vae": ("vae",), "stills": ("text_encoder", "unet"), "clips": ("text_encoder", "unet"),
          "upscale": ("upscaler",)}  # what each stage trains
@@ -158,7 +158,7 @@ def upscale_loss(model, x, sharp, generator):
     detail = DETAIL * to_patches(sharp - enlarge(x))
     t = torch.randint(T, (b,), device=device, generator=generator)
     eps = torch.randn(detail.shape, device=device, generator=generator)
-    return model.diffusion.loss(upscaler(model, x), detail, t, eps), t
+    return model.sharpening.loss(upscaler(model, x), detail, t, eps), t
 
 
 # ---- the loop's small parts ----------------------------------------------------------------------
@@ -431,7 +431,7 @@ def settings_for(args, saved, device):
                       predict=settings["predict"], preset=preset, tasks=len(set(TASKS)))
     if settings["upscale_steps"] and "upscale" not in config:
         config["upscale"] = asdict(replace(UPSCALER, context_width=config["text"]["width"],
-                                           latent_channels=64 * config["vae"]["channels"]))
+                                           latent_channels=PATCH**2 * config["vae"]["channels"]))
     amp = args.amp if args.amp != "auto" else "bf16" if device.type == "cuda" else "off"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
     return settings, config, dtype

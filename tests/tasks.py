@@ -3,7 +3,7 @@
     python tests/tasks.py --checkpoint runs/base/checkpoint.pt --data-root DIR --num 128
 
 Prompts are "a 3 moving left" and the like, digits are test digits. Each part can be run alone:
-rates, fills, carry, picture, samplers, best.
+rates, fills, seams, carry, picture, samplers, best, larger.
 """
 
 import argparse
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import metrics
 from diffusion import SAMPLERS
-from sample import device_for, enlarge, generate, load, preference, upscale
+from sample import FILL_SHARE, device_for, enlarge, generate, load, preference, upscale
 
 NEW = slice(1, None, 2)  # of 33 frames, those that a fill made
 
@@ -67,50 +67,70 @@ def fills(model, classifier, scenes, args):
     vae_keys = rebuild(model, keys)
     gap = np.linalg.norm(np.diff(centres(keys), axis=1), axis=-1)                    # b 16
     middle = (centres(keys)[:, 1:] + centres(keys)[:, :-1]) / 2
-    print("\nfills: 16 new frames between 17 real key frames\n"
-          f"{'way':16s} PSNR dB  at the midpoint %  digit %  seconds a clip")
-    for way in ("mask", "replacement", "reconstruction", "copying", "cross-fading"):
+    print("\nfills: 16 new frames between 17 real key frames; off: mean distance of the ink's centre"
+          " from the midpoint\nin gaps between key frames, and the share within a quarter, where "
+          "the gap is 1 px or more\nway (fill's steps)      PSNR dB   off  within %  digit %  "
+          "steady %  s a clip")
+    ways = [("mask", 1), ("mask", 2), ("mask", 4), ("mask", 10), ("replacement", 10),
+            ("reconstruction", 10), ("copying", 0), ("cross-fading", 0), ("the VAE's truth", 0)]
+    for way, steps in ways:
         begin = time.perf_counter()
-        if way == "copying":
-            x = vae_keys[:, :, :-1]
-        elif way == "cross-fading":
-            x = (vae_keys[:, :, :-1] + vae_keys[:, :, 1:]) / 2
-        else:
+        if steps:
             x = generate(model, scenes.captions, num_frames=32, seed=args.seed, first=keys,
-                         known_by=way, sampler=args.sampler).cpu()[:, :, NEW]
+                         known_by=way, sampler=args.sampler, steps=steps * FILL_SHARE[way])
+            x = x.cpu()[:, :, NEW]
+        else:
+            x = {"copying": vae_keys[:, :, :-1], "the VAE's truth": rebuild(model, truth[:, :, NEW]),
+                 "cross-fading": (vae_keys[:, :, :-1] + vae_keys[:, :, 1:]) / 2}[way]
         seconds = (time.perf_counter() - begin) / len(x)
         off = np.linalg.norm(centres(x) - middle, axis=-1)[gap >= 1] / gap[gap >= 1]
         read = metrics.read_clips(x, classifier, stride_ticks=4)
         right = (read.digit[:, 0] == scenes.digit[:, 0]).mean()
-        print(f"{way:16s} {metrics.psnr(x, truth[:, :, NEW]):7.1f} "
-              f"{100 * (off <= .25).mean():18.1f} {100 * right:8.1f}  {seconds:.2f}")
+        print(f"{way + f' ({steps})' * (steps > 0):22s} {metrics.psnr(x, truth[:, :, NEW]):8.1f} "
+              f"{off.mean():6.3f} {100 * (off <= .25).mean():8.1f} {100 * right:8.1f} "
+              f"{100 * read.steady[:, 0].mean():9.1f}  {seconds:.3f}", flush=True)
+    print(f"({(gap >= 1).sum()} of {gap.size} gaps are 1 px or more, the largest {gap.max():.1f})")
+
+
+def seams(model, classifier, scenes, args):
+    """64 frames: does the ink's centre change its speed more where two windows meet?"""
+    x = generate(model, scenes.captions, num_frames=64, seed=args.seed)
+    jerk = np.linalg.norm(np.diff(centres(x), n=2, axis=1), axis=-1)        # at frames 1 ... 62
+    frame = np.arange(1, 63)
+    borders = frame % 16 == 0  # the last fill's four windows meet at 16, 32 and 48
+    print("\nseams of 64 frames: mean change of speed, px a frame, over frames that "
+          f"end a window {jerk[:, borders].mean():.3f}, other known frames "
+          f"{jerk[:, ~borders & (frame % 2 == 0)].mean():.3f}, filled frames "
+          f"{jerk[:, frame % 2 == 1].mean():.3f}")
 
 
 def carry(model, classifier, scenes, args):
     """Two motions in one clip, as --chain makes it, and one motion extended twice."""
-    n, half = len(scenes.captions), 17
+    seam = 16  # the step from the last known key frame to the first new one
     turned = [" ".join(c.split()[:-1] + [{"left": "up", "up": "right", "right": "down",
                                           "down": "left"}[c.split()[-1]]]) for c in scenes.captions]
     unit = np.array([data.DIRECTIONS[c.split()[-1]] for c in turned], float)
-    print("\ncontinuation from the last four key frames: 13 new key frames each")
+    print(f"\ncontinuation from the last four key frames, 13 new ones each (n {len(turned)})")
     for name, then in (("chain", [turned]), ("extend", [scenes.captions] * 2)):
-        x = generate(model, scenes.captions, num_frames=16, seed=args.seed, then=then)
-        c = centres(x)
-        step = np.linalg.norm(np.diff(c, axis=1), axis=-1)                           # b f-1
-        # the step over the seam against the longest step away from it, on either side
-        seam, own = step[:, half - 1], np.delete(step, half - 1, axis=1).max(1)
-        first = metrics.read_clips(x[:, :, :16], classifier)
-        last = metrics.read_clips(x[:, :, -13:], classifier, stride_ticks=4)
-        kept = first.digit[:, 0] == last.digit[:, 0]
-        print(f"{name}: seam {seam.mean():.2f} px, longest own step {own.mean():.2f} px, no jump "
-              f"in {(seam <= own + .5).mean():.1%}; digit kept {kept.mean():.1%}; "
-              f"one digit to the end {(last.count == 1).mean():.1%}")
-        if name == "chain":
-            moved = c[:, -1] - c[:, half - 1]
-            ahead, aside = (moved * unit).sum(-1), abs((moved * unit[:, ::-1]).sum(-1))
-            went = along(x[:, :, :half], scenes).sum(1)
-            print(f"  first motion right {(went > 4).mean():.1%}; second goes its way "
-                  f"{((ahead > 4) & (ahead > aside)).mean():.1%} (n {n})")
+        for scale in (1, 2, 3):
+            x = generate(model, scenes.captions, num_frames=16, seed=args.seed, then=then,
+                         guidance_scale=scale)
+            c = centres(x)
+            step = np.linalg.norm(np.diff(c, axis=1), axis=-1)                       # b f-1
+            # no jump: the step over the seam is at most the longest of the others, and half a pixel
+            own = np.delete(step, seam, axis=1).max(1)
+            first = metrics.read_clips(x[:, :, :16], classifier)
+            last = metrics.read_clips(x[:, :, -13:], classifier, stride_ticks=4)
+            kept = first.digit[:, 0] == last.digit[:, 0]
+            print(f"{name}, guidance {scale}: seam {step[:, seam].mean():.2f} px, longest own step "
+                  f"{own.mean():.2f} px, no jump {(step[:, seam] <= own + .5).mean():.1%}, digit "
+                  f"kept {kept.mean():.1%}", end="" if name == "chain" else "\n", flush=True)
+            if name == "chain":
+                moved = c[:, -1] - c[:, seam]
+                ahead, aside = (moved * unit).sum(-1), abs((moved * unit[:, ::-1]).sum(-1))
+                went = along(x[:, :, :seam + 1], scenes).sum(1)
+                print(f", first motion right {(went > 4).mean():.1%}, second "
+                      f"{((ahead > 4) & (ahead > aside)).mean():.1%}")
 
 
 def picture(model, classifier, scenes, args):
@@ -176,15 +196,17 @@ def larger(model, classifier, scenes, args):
 
     print("\nsuper-resolution 64 -> 128: PSNR dB, edge energy as a share of the truth's, flicker\n"
           "(mean squared change from frame to frame as a share of the truth's)")
-    for name, y in (("truth", truth), ("bicubic", enlarge(x)), ("upscale", upscale(model, x))):
-        y = y.cpu()
+    ways = {"truth": lambda: truth, "bicubic": lambda: enlarge(x)}
+    ways |= {f"{k} steps": lambda k=k: upscale(model, x, k) for k in (1, 2, 4, 10)}
+    for name, make in ways.items():
+        y = make().cpu()
         flicker = (y.diff(dim=2) ** 2).mean() / (truth.diff(dim=2) ** 2).mean()
         print(f"{name:8s} {metrics.psnr(truth, y):5.1f}  {edges(y) / edges(truth):.2f}  "
               f"{flicker:.2f}")
 
 
-PARTS = dict(rates=rates, fills=fills, carry=carry, picture=picture, samplers=samplers, best=best,
-             larger=larger)
+PARTS = dict(rates=rates, fills=fills, seams=seams, carry=carry, picture=picture,
+             samplers=samplers, best=best, larger=larger)
 
 
 def main(argv=None):

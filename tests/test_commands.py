@@ -176,6 +176,23 @@ def test_fill_keeps_known_frames_and_join_undoes_it():
         z = longer
 
 
+def test_the_network_sees_known_frames_noised_as_in_training(trained):
+    """At every level of a fill: DDPM Eq. 4 with one and the same noise from step to step."""
+    model, seen = sample.load(trained / "weights.pt", "cpu"), []
+    unet = model.unet.forward
+
+    def spy(z_t, t, *rest, known=None, known_mask=None, **options):
+        if known is not None:
+            a, s = model.diffusion._scales(t, z_t)
+            seen.append(((z_t - a * known) / s)[:, :, ::2])
+        return unet(z_t, t, *rest, known=known, known_mask=known_mask, **options)
+
+    model.unet.forward = spy
+    sample.generate(model, ["a 3 moving left"], steps=30)
+    assert len(seen) == 3 and abs(seen[0].std() - 1) < .1
+    assert all(torch.allclose(seen[0], eps, atol=1e-2) for eps in seen)
+
+
 def test_known_frames_come_back_unchanged(trained):
     """The 32-frame clip shows the 16-frame clip's frames, at twice the rate."""
     model = sample.load(trained / "weights.pt", "cpu")

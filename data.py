@@ -10,16 +10,25 @@ is the same clip on every machine, whatever the batch size, and nothing has to b
 The digits are MNIST's (LeCun et al. 1998), or, where there is no MNIST and no network, drawn from
 pen strokes. Moving MNIST: Srivastava et al. 2015 (arXiv:1502.04681); its captions: Mittal et al.
 2017, "Sync-DRAW" (arXiv:1611.10314). Ours bind motion to time, so that obedience can be measured.
-Run `python data.py` for a contact sheet and the grammar.
+`FolderClips` gives clips of the user's own in their place. Run `python data.py` for a contact sheet
+and the grammar, `python data.py --export DIR` to write such a folder.
 """
 
+import argparse
+import copy
+import csv
 import functools
 import gzip
 import hashlib
 import http.client
+import json
 import os
+import re
+import shlex
+import shutil
 import sys
 import urllib.request
+import warnings
 import zlib
 from dataclasses import dataclass, replace
 from itertools import permutations, product
@@ -29,6 +38,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from tqdm import tqdm
 
 SIZE = 64         # pixels: height and width of a frame
 ACTION = 64       # ticks in the whole action, 20 a second
@@ -57,6 +67,7 @@ MOTIONS = ({name: (d, d) for name, d in STRAIGHT.items()}
            | {"bouncing left and right": ((0, 1), (0, 1)), "bouncing up and down": ((1, 0), (1, 0)),
               "standing still": ((0, 0), (0, 0))})
 NAMES = list(MOTIONS)
+STEADY = [-1, NAMES.index("standing still"), *map(NAMES.index, STRAIGHT)]  # the same all the time
 BOUNCES = np.array([name.startswith("bouncing") for name in NAMES])
 KINDS = ("straight", "turn", "bounce", "still", "subject only", "two digits", "two moving")
 WORDS = {"full": [*NUMBERS, *"0123456789", *SUBJECTS, *VERBS, *ADVERBS, *NAMES, "two digits"],
@@ -278,6 +289,10 @@ class Scenes:
         bounces = BOUNCES[self.motion][:, :, None, None]
         return np.where(bounces, reflect(free, room), free.clip(0, room))
 
+    def steady(self):
+        """Whether each caption holds in every part of the action: bool (n,)."""
+        return np.isin(self.motion, STEADY).all(1)
+
     def carry_on(self, pick, which):
         """These scenes, where `which` (n,) is True as if they continued an earlier clip: begun
         anywhere in the frame, in half of them by digits that came, at ticks < 0, from another
@@ -485,7 +500,243 @@ def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device=
     return scenes.render(ticks, device), scenes.captions, scenes
 
 
-# ---- files ---------------------------------------------------------------------------------------
+# ---- own clips: a folder of GIF and MP4 files ----------------------------------------------------
+
+CLIPS = (".gif", ".mp4")
+MAX_FRAMES = 2000           # of a clip, which is one action of 3.2 seconds whatever its length
+MAX_PIXELS = 4096 * 4096    # of a frame; more would rather be an attack on memory
+MAX_WORDS = 64              # of a caption; the rest is cut
+GREY = 16                   # largest difference of a pixel's channels in a grey clip (MP4 is lossy)
+
+
+def fit(picture, size=SIZE):
+    """A picture (h w c) uint8 -> (c size size) float in 0 ... 255, c = 1 or 3: its longer side fits
+    the frame, black fills the rest."""
+    h, w, colours = picture.shape
+    rgb = rearrange(torch.as_tensor(picture)[..., :3 if colours > 2 else 1], "h w c -> 1 c h w")
+    sides = [max(1, round(side * size / max(h, w))) for side in (h, w)]
+    top, left = ((size - side) // 2 for side in sides)
+    out = torch.zeros(rgb.shape[1], size, size)
+    out[:, top:top + sides[0], left:left + sides[1]] = F.interpolate(
+        rgb.float(), sides, mode="bilinear", antialias=True)[0]
+    return out
+
+
+def frames_of(path):
+    """The frames (h w 3) uint8 of a GIF or MP4 file, one at a time, and how long each is shown."""
+    import imageio.v3 as imageio
+    if path.suffix.lower() == ".mp4":
+        # important: as MP4 whatever it holds, else ffmpeg would follow a play list to other files
+        options = ["-f", "mov", "-max_pixels", str(MAX_PIXELS)]
+        for frame in imageio.imiter(path, plugin="FFMPEG", input_params=options):
+            yield frame, 1
+        return
+    with open(path, "rb") as file:
+        head = file.read(10)
+    width, height = (int.from_bytes(head[i:i + 2], "little") for i in (6, 8))
+    if head[:4] != b"GIF8" or width * height > MAX_PIXELS:  # nor may it be another picture format
+        raise UserError("no GIF, or too many pixels")
+    with imageio.imopen(path, "r", plugin="pillow") as file:
+        for k, frame in enumerate(file.iter(mode="RGB")):
+            # equal frames in a row are one, shown longer; 0 ms means 100, as browsers have it
+            yield frame, file.metadata(index=k).get("duration") or 100
+
+
+def read_clip(path):
+    """A GIF or MP4 file -> what it shows at ticks 0 ... 64 (65 c=3 h w) uint8, its number of frames
+    and size "WxH". It is one action, whatever its length and rate: frame k of n equally long ones
+    stands from tick 64 k/n on. Raises `UserError`, and for damaged files whatever imageio does."""
+    frames, shown, size = [], [], None
+    for frame, duration in frames_of(path):
+        if len(frames) == MAX_FRAMES:
+            raise UserError(f"more than {MAX_FRAMES} frames")
+        size = size or f"{frame.shape[1]}x{frame.shape[0]}"
+        frames.append(fit(frame).round().byte())
+        shown.append(duration)
+    if not frames:
+        raise UserError("no frames")
+    end = np.cumsum(shown)                                                           # n
+    now = np.searchsorted(ACTION * end, np.arange(ACTION + 1) * end[-1], side="right")
+    return torch.stack(frames)[now.clip(max=len(frames) - 1)], len(frames), size
+
+
+def metadata_rows(path):
+    """(clip's path, text) of each row of a metadata.csv or .jsonl; `UserError` for a wrong row."""
+    number, rows = 0, []
+
+    def lines(file):  # counted for the error, and decoded one by one, so that the count is right
+        nonlocal number
+        for number, line in enumerate(file, 1):
+            yield line.decode("utf-8-sig")
+
+    try:
+        with open(path, "rb") as file:
+            for row in (csv.DictReader(lines(file), strict=True) if path.suffix == ".csv" else
+                        (json.loads(line) for line in lines(file) if line.strip())):
+                clip = os.path.normpath(path.parent / row["file_name"])  # `..` may stay inside
+                rows.append((Path(clip), row["text"] + ""))              # text must be a string
+    except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
+        raise UserError(f"{path}, line {number}: this is no row in UTF-8 with a file_name and a "
+                        "text") from None
+    return rows
+
+
+def clean(caption):
+    """A caption in printable characters, cut after MAX_WORDS words; "" if it has none."""
+    caption = " ".join("".join(c if c.isprintable() else " " for c in caption).split())
+    words = [*re.finditer(r"\w+", caption)][:MAX_WORDS]
+    return caption[:words[-1].end()] if words and "\ufffd" not in caption else ""
+
+
+def own_captions(root, files):
+    """Captions of the clips among `files` of the folder `root`: {path: caption}, [what is amiss].
+
+    Each is a row of a metadata.csv or metadata.jsonl (the Hugging Face folder convention, also in
+    sub-folders) or else a .txt beside the clip. Nothing outside the folder is opened.
+    """
+    inside = [path for path in files if path.resolve().is_relative_to(root)]
+    left_out = {path: "leads out of the folder" for path in {*files} - {*inside}}
+    captions = {path: "" for path in inside if path.suffix.lower() in CLIPS}
+    beside, rows = {path.with_suffix(".txt"): path for path in captions}, []
+    for path in inside:
+        if path.name in ("metadata.csv", "metadata.jsonl"):
+            rows += metadata_rows(path)
+    for path in inside:
+        if path.suffix == ".txt":
+            with open(path, "rb") as file:
+                text = file.read(2**16).decode("utf-8-sig", errors="replace")
+            rows.append((beside.get(path, path), text))
+    for path, text in rows:
+        if path not in captions:
+            left_out[path] = "is no GIF or MP4 file in the folder"
+        else:
+            captions[path] = captions[path] or clean(text)
+    left_out |= {path: "has no caption in words" for path, text in captions.items() if not text}
+    return ({path: text for path, text in captions.items() if text},
+            [f"{os.path.relpath(path, root)!r} {why}" for path, why in sorted(left_out.items())])
+
+
+def few(items, most=10):
+    """The first items of a list in words, and how many more there are."""
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def decode(root, captions, channels, file):
+    """Write each clip's frames (65 c h w) uint8 into `file`, holding one clip at a time.
+
+    Returns the captions of those that could be read, [what is left out], and [frames] and {sizes}
+    as they were; None as soon as a clip has colours where channels = 1.
+    """
+    kept, left_out, lengths, sizes = [], [], [], set()
+    for path, caption in tqdm(captions.items(), desc="decoding", disable=None):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                frames, length, size = read_clip(path)
+        except Exception as error:  # imageio and its plug-ins raise anything for damaged files
+            why = error if isinstance(error, UserError) else type(error).__name__
+            left_out.append(f"{str(path.relative_to(root))!r} cannot be read ({why})")
+            continue
+        if channels == 1:
+            if (frames.amax(1).int() - frames.amin(1)).max() > GREY:
+                return None
+            frames = frames.float().mean(1).round().byte()
+        file.write(frames.numpy().tobytes())
+        kept.append(caption)
+        lengths.append(length)
+        sizes.add(size)
+    return kept, left_out, lengths, sizes
+
+
+class FolderClips:
+    """A folder's GIF and MP4 clips as a source of clips; a draw of n has what `Scenes` has.
+
+    Decoded once into `out`/clips.u8 (n 65 c h w) uint8, which is mapped, not read, so that there
+    may be more clips than memory; `out`/clips.json holds what else is known. Says on stderr what it
+    found; `UserError` where there is nothing to use.
+    """
+
+    def __init__(self, folder, out):
+        self.root, self.out = Path(folder).resolve(), Path(out)
+        files = sorted(path for path in self.root.rglob("*") if path.is_file() and
+                       path.suffix.lower() in (*CLIPS, ".txt", ".csv", ".jsonl"))
+        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        self.fingerprint = hashlib.sha256(repr((stats, SIZE, ACTION)).encode()).hexdigest()
+        info = self.read() or self.write(files)
+        print("\n".join(f"note: {note}" for note in info["notes"]), file=sys.stderr)
+        self.captions, self.channels = info["captions"], info["channels"]
+        self.frames = np.memmap(self.out / "clips.u8", np.uint8, "r", shape=(
+            len(self.captions), ACTION + 1, self.channels, SIZE, SIZE))
+
+    def __call__(self, n, *, seed=0, start=0):
+        """Draws start ... start + n - 1, each a clip that a hash of (seed, draw) chooses."""
+        drawn, pick = copy.copy(self), Chooser(seed, "own clips", range(start, start + n))
+        drawn.index = pick.below("clip", len(self.captions))                         # n
+        drawn.captions = drawn.subjects = [self.captions[i] for i in drawn.index]
+        return drawn
+
+    def steady(self):
+        """Whether each caption holds in every part of the action (n,): not that we know."""
+        return np.zeros(len(self.index), bool)
+
+    def carry_on(self, pick, which):
+        """Nothing is known of what came before: a continuation begins with the first frames."""
+        return self
+
+    def render(self, ticks, device="cpu"):
+        """Clips (n c f h w) in [-1, 1] at `ticks` (f,) or (n f); windows that would begin before
+        tick 0 are moved to begin there."""
+        ticks = np.asarray(ticks)
+        ticks = (ticks - ticks.min(-1, keepdims=True).clip(max=0)).astype(int)
+        x = torch.from_numpy(self.frames[self.index[:, None], ticks]).to(device)
+        return rearrange(x, "n f c h w -> n c f h w").float() / 127.5 - 1
+
+    def read(self):
+        """What clips.json says, if clips.u8 is whole and the folder as it was then; else None."""
+        try:
+            info = json.loads((self.out / "clips.json").read_text())
+            size = len(info["captions"]) * (ACTION + 1) * info["channels"] * SIZE ** 2
+            whole = 0 < size == (self.out / "clips.u8").stat().st_size
+            return info if whole and info["fingerprint"] == self.fingerprint else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, files):
+        """Decode the clips into clips.u8 and clips.json: whole and of one time, or absent."""
+        captions, left_out = own_captions(self.root, files)
+        self.out.mkdir(parents=True, exist_ok=True)
+        part, done = self.out / "clips.part", ([], [], [], [])
+        for channels in (1, 3) if captions else ():  # in grey, as long as no clip has colours
+            part.unlink(missing_ok=True)
+            size = len(captions) * (ACTION + 1) * channels * SIZE ** 2
+            free = shutil.disk_usage(self.out).free
+            if size > free:
+                raise UserError(f"the clips take {size / 1e9:.2f} GB, but {self.out} has "
+                                f"{free / 1e9:.2f} left: name a folder on another disk with --out")
+            with open(part, "wb") as file:
+                done = decode(self.root, captions, channels, file)
+            if done:
+                break
+        kept, broken, lengths, sizes = done
+        left_out += broken
+        if not kept:
+            part.unlink(missing_ok=True)
+            raise UserError(f"{self.root} has no clip to train on: "
+                            + (few(left_out) or "there is no GIF or MP4 file in it"))
+        notes = [f"{len(kept):,} {'grey' if channels == 1 else 'colour'} clips of {min(lengths)} "
+                 f"to {max(lengths)} frames and {few(sorted(sizes), 4)} pixels are each fitted to "
+                 f"one action of 3.2 seconds and to {SIZE}x{SIZE} pixels, black around"]
+        notes += [f"left out: {few(left_out)}"] if left_out else []
+        info = dict(fingerprint=self.fingerprint, channels=channels, captions=kept, notes=notes)
+        (self.out / "clips.json").unlink(missing_ok=True)
+        part.replace(self.out / "clips.u8")
+        part.write_text(json.dumps(info))
+        part.replace(self.out / "clips.json")
+        return info
+
+
+# ---- writing files -------------------------------------------------------------------------------
 
 def check_clip_path(path):
     """Raise `UserError` unless `write_clip` can write to `path`: to be asked before long work."""
@@ -522,9 +773,78 @@ def write_clip(x, path, fps=10):
     imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
 
 
+COLOURS = {"red": (255, 60, 60), "green": (60, 220, 60), "blue": (80, 120, 255),
+           "yellow": (255, 230, 60), "pink": (255, 100, 220), "white": (255, 255, 255)}
+
+
+def paint(x, captions, *, seed=0, start=0):
+    """Grey clips x (n 1 f h w) of "a 3 moving left" -> (n 3 f h w), "a red 3 moving left"."""
+    pick = Chooser(seed, "colour", range(start, start + len(x))).below("colour", len(COLOURS))
+    ink = torch.tensor(list(COLOURS.values()))[torch.from_numpy(pick)] / 255
+    names = [list(COLOURS)[i] for i in pick]
+    return ((x + 1) * rearrange(ink, "n c -> n c 1 1 1").to(x) - 1,
+            [f"a {name}{caption.removeprefix('a')}" for name, caption in zip(names, captions)])
+
+
+def export(folder, n, *, seed=0, captions="four", digits=None, colour=False):
+    """Write training clips 0 ... n - 1 into an empty folder, as --data takes them: GIFs of all 65
+    ticks at 20 frames a second, and metadata.csv."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: name a new folder with --export")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("file_name", "text"))
+        for start in tqdm(range(0, n, 50), desc="50 clips", disable=None):
+            scenes = make_scenes(min(50, n - start), seed=seed, start=start, captions=captions,
+                                 digits=digits)
+            x, texts = scenes.render(np.arange(ACTION + 1)), scenes.captions
+            x, texts = paint(x, texts, seed=seed, start=start) if colour else (x, texts)
+            for i, (clip, text) in enumerate(zip(x, texts), start):
+                write_clip(clip, folder / f"{i:06d}.gif", fps=20)
+                rows.writerow((f"{i:06d}.gif", text))
+
+
+def main(argv=None):
+    """Runs the command; returns its exit status."""
+    p = argparse.ArgumentParser(description="Shows captioned Moving MNIST: its grammar, and some "
+                                "clips in data.png; or writes clips as files.")
+    p.add_argument("--export", metavar="DIR", help="write a folder of GIFs for train.py --data")
+    p.add_argument("--num", type=int, metavar="N", help="clips (default: 2000 files, or 12 rows)")
+    p.add_argument("--captions", choices=tuple(WORDS), help="as in train.py (default: four with "
+                   "--export or --colour, else full)")
+    p.add_argument("--colour", action="store_true", help='paint the digits: "a red 3 moving left"')
+    p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument("--digits", default="auto", choices=("auto", "mnist", "drawn"),
+                   help="as in train.py")
+    p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
+    args = p.parse_args(argv)
+    try:
+        if (args.num or 1) < 1 or args.seed < 0:
+            raise UserError("--num must be 1 or more and --seed 0 or more")
+        args.captions = args.captions or ("four" if args.export or args.colour else "full")
+        if args.colour and args.captions != "four":
+            raise UserError("--colour has words for one digit: leave out --captions full")
+        digits = load_digits("train", args.digits, args.data_root)
+        if args.export:
+            n = args.num or 2000
+            export(args.export, n, seed=args.seed, captions=args.captions, digits=digits,
+                   colour=args.colour)
+            print(f"{n} clips: python train.py --data {shlex.quote(args.export)}")
+            return 0
+        print(GRAMMAR, "\n")
+        x, captions, _ = captioned_clips(args.num or 12, num_frames=16, seed=args.seed,
+                                         captions=args.captions, digits=digits)
+        x, captions = paint(x, captions, seed=args.seed) if args.colour else (x, captions)
+        write_clip(x, "data.png", fps=5)
+        print("data.png: 16 key frames of each of these clips, a row per caption")
+        print("\n".join(captions))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    print(GRAMMAR, "\n")
-    x, captions, _ = captioned_clips(12, num_frames=16)
-    write_clip(x, "data.png", fps=5)
-    print("data.png: 16 key frames of each of these clips, a row per caption")
-    print("\n".join(captions))
+    sys.exit(main())

@@ -396,8 +396,8 @@ def parse(argv):
     return p.parse_args(argv)
 
 
-DEFAULTS = dict(data=MADE, seed=0, digits="auto", data_root=None, captions="full",
-                schedule="cosine", predict="v", stills_per_clip=0, upscale_steps=0)  # a preset may say otherwise
+DEFAULTS = dict(data=MADE, seed=0, digits="auto", data_root=None, captions="full", predict="v",
+                schedule="cosine", stills_per_clip=0, upscale_steps=0)  # a preset may say otherwise
 FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAULTS)
 
 
@@ -464,6 +464,9 @@ def settings_for(args, saved, device, clips=None):
     prompts = (list(dict.fromkeys(clips.captions))[:8] if clips else
                [p for p in PROMPTS if {*words_of(p)} <= {*config["vocabulary"]}])
     settings = {"prompts": prompts} | settings  # of the samples; a resumed run keeps its own
+    if clips and settings.setdefault("clips", clips.fingerprint) != clips.fingerprint:
+        print("note: the clips have changed since the run began, so it will not go on exactly as "
+              "it would have", file=sys.stderr)
     if settings["upscale_steps"] and "upscale" not in config:
         config["upscale"] = asdict(replace(UPSCALER, context_width=config["text"]["width"],
                                            latent_channels=64 * config["vae"]["channels"]))

@@ -821,20 +821,20 @@ def main(argv=None):
     p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
     args = p.parse_args(argv)
     try:
-        if (args.num or 1) < 1 or args.seed < 0:
+        args.num = (2000 if args.export else 12) if args.num is None else args.num
+        if args.num < 1 or args.seed < 0:
             raise UserError("--num must be 1 or more and --seed 0 or more")
         args.captions = args.captions or ("four" if args.export or args.colour else "full")
         if args.colour and args.captions != "four":
             raise UserError("--colour has words for one digit: leave out --captions full")
         digits = load_digits("train", args.digits, args.data_root)
         if args.export:
-            n = args.num or 2000
-            export(args.export, n, seed=args.seed, captions=args.captions, digits=digits,
+            export(args.export, args.num, seed=args.seed, captions=args.captions, digits=digits,
                    colour=args.colour)
-            print(f"{n} clips: python train.py --data {shlex.quote(args.export)}")
+            print(f"{args.num} clips: python train.py --data {shlex.quote(args.export)}")
             return 0
         print(GRAMMAR, "\n")
-        x, captions, _ = captioned_clips(args.num or 12, num_frames=16, seed=args.seed,
+        x, captions, _ = captioned_clips(args.num, num_frames=16, seed=args.seed,
                                          captions=args.captions, digits=digits)
         x, captions = paint(x, captions, seed=args.seed) if args.colour else (x, captions)
         write_clip(x, "data.png", fps=5)

@@ -404,9 +404,9 @@ FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAUL
 def data_named(args, saved):
     """What to train on: MADE, or a folder's absolute path; `UserError` for what suits neither."""
     began = saved and saved["settings"].get("data", MADE)
-    name = args.data or began or MADE
+    name = (began or MADE) if args.data is None else args.data
     if name != MADE:
-        if not Path(name).is_dir():
+        if not name or not Path(name).is_dir():  # "" would be the folder we are in
             raise UserError(f"--data {name} is no folder: give one of GIF and MP4 clips with "
                             f"captions, or {MADE}")
         if args.captions or args.digits or args.data_root or args.upscale_steps:

@@ -415,8 +415,9 @@ def test_bad_folders_get_one_sentence_and_status_2(arguments, exported, tmp_path
     (tmp_path / "wrong" / "metadata.jsonl").write_text("{")
     (tmp_path / "damaged" / data.MNIST["train"][0][0]).write_bytes(b"\x1f\x8b broken")
     data.load_digits.cache_clear()
+    drawn = ["--digits", "drawn"] * (arguments[0] == "data" and "--data-root" not in arguments)
     try:
-        status = {"train": train.main, "data": data.main}[arguments[0]](arguments[1:])
+        status = {"train": train.main, "data": data.main}[arguments[0]](arguments[1:] + drawn)
     except SystemExit as stop:
         status = stop.code
     error = capsys.readouterr().err

@@ -619,16 +619,16 @@ def own_captions(root, files):
 def few(items, most=10):
     """The first items of a list in words, and how many more there are."""
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return ", ".join(items[:most]) + more
+    return ", ".join(map(str, items[:most])) + more
 
 
 def decode(root, captions, channels, file):
     """Write each clip's frames (65 c h w) uint8 into `file`, holding one clip at a time.
 
-    Returns the captions of those that could be read, [what is left out], and [frames] and {sizes}
+    Returns the captions of those that could be read, [what is left out], and {frames} and {sizes}
     as they were; None as soon as a clip has colours where channels = 1.
     """
-    kept, left_out, lengths, sizes = [], [], [], set()
+    kept, left_out, lengths, sizes = [], [], set(), set()
     for path, caption in tqdm(captions.items(), desc="decoding", disable=None):
         try:
             with warnings.catch_warnings():
@@ -644,7 +644,7 @@ def decode(root, captions, channels, file):
             frames = frames.float().mean(1).round().byte()
         file.write(frames.numpy().tobytes())
         kept.append(caption)
-        lengths.append(length)
+        lengths.add(length)
         sizes.add(size)
     return kept, left_out, lengths, sizes
 
@@ -706,7 +706,7 @@ class FolderClips:
         """Decode the clips into clips.u8 and clips.json: whole and of one time, or absent."""
         captions, left_out = own_captions(self.root, files)
         self.out.mkdir(parents=True, exist_ok=True)
-        part, done = self.out / "clips.part", ([], [], [], [])
+        part, done = self.out / "clips.part", ([], [], set(), set())
         for channels in (1, 3) if captions else ():  # in grey, as long as no clip has colours
             part.unlink(missing_ok=True)
             size = len(captions) * (ACTION + 1) * channels * SIZE ** 2
@@ -724,9 +724,9 @@ class FolderClips:
             part.unlink(missing_ok=True)
             raise UserError(f"{self.root} has no clip to train on: "
                             + (few(left_out) or "there is no GIF or MP4 file in it"))
-        notes = [f"{len(kept):,} {'grey' if channels == 1 else 'colour'} clips of {min(lengths)} "
-                 f"to {max(lengths)} frames and {few(sorted(sizes), 4)} pixels are each fitted to "
-                 f"one action of 3.2 seconds and to {SIZE}x{SIZE} pixels, black around"]
+        notes = [f"{len(kept):,} {'grey' if channels == 1 else 'colour'} clips of "
+                 f"{few(sorted(lengths), 4)} frames and {few(sorted(sizes), 4)} pixels are each "
+                 f"fitted to one action of 3.2 seconds and to {SIZE}x{SIZE} pixels, black around"]
         notes += [f"left out: {few(left_out)}"] if left_out else []
         info = dict(fingerprint=self.fingerprint, channels=channels, captions=kept, notes=notes)
         (self.out / "clips.json").unlink(missing_ok=True)

@@ -502,7 +502,7 @@ def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device=
 
 # ---- own clips: a folder of GIF and MP4 files ----------------------------------------------------
 
-CLIPS = (".gif", ".mp4")
+CLIPS, METADATA = (".gif", ".mp4"), ("metadata.csv", "metadata.jsonl")
 MAX_FRAMES = 2000           # of a clip, which is one action of 3.2 seconds whatever its length
 MAX_PIXELS = 4096 * 4096    # of a frame; more would rather be an attack on memory
 MAX_WORDS = 64              # of a caption; the rest is cut
@@ -599,7 +599,7 @@ def own_captions(root, files):
     captions = {path: "" for path in inside if path.suffix.lower() in CLIPS}
     beside, rows = {path.with_suffix(".txt"): path for path in captions}, []
     for path in inside:
-        if path.name in ("metadata.csv", "metadata.jsonl"):
+        if path.name in METADATA:
             rows += metadata_rows(path)
     for path in inside:
         if path.suffix == ".txt":
@@ -660,7 +660,7 @@ class FolderClips:
     def __init__(self, folder, out):
         self.root, self.out = Path(folder).resolve(), Path(out)
         files = sorted(path for path in self.root.rglob("*") if path.is_file() and
-                       path.suffix.lower() in (*CLIPS, ".txt", ".csv", ".jsonl"))
+                       (path.suffix.lower() in (*CLIPS, ".txt") or path.name in METADATA))
         stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         self.fingerprint = hashlib.sha256(repr((stats, SIZE, ACTION)).encode()).hexdigest()
         info = self.read() or self.write(files)

@@ -393,7 +393,10 @@ def read_picture(path, model):
     says what was done: its longer side fits the frame, black fills the rest."""
     import imageio.v3 as imageio
     try:
-        picture = np.atleast_3d(imageio.imread(path))
+        with open(path, "rb") as file:  # important: PostScript is a program, which Pillow would run
+            if file.read(4) in (b"%!PS", b"\xc5\xd0\xd3\xc6"):
+                raise UserError("PostScript")
+        picture = np.atleast_3d(imageio.imread(path, plugin="pillow"))
     except Exception as error:  # imageio raises what its plug-ins raise
         raise UserError(f"{path} cannot be read as a picture ({type(error).__name__}): name a "
                         "PNG, JPEG or GIF file") from None

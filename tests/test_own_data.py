@@ -4,7 +4,7 @@ import json
 import os
 import shlex
 import shutil
-import sys
+import subprocess
 
 import imageio.v3 as imageio
 import numpy as np
@@ -236,6 +236,17 @@ def test_files_that_cannot_be_read_are_listed_and_skipped(tmp_path, capfd):
     info = json.loads((tmp_path / "out" / "clips.json").read_text())
     assert "no clip.txt" in info["notes"][1]
     assert len(bad) == 13
+
+
+def test_no_program_is_started_for_a_picture_that_is_one(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a))
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
+    (tmp_path / "b.png").write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n")
+    for name in ("a.png", "b.png"):
+        with pytest.raises(data.UserError, match="cannot be read"):
+            sample.read_picture(tmp_path / name, None)
+    assert not started
 
 
 def test_too_many_frames_or_pixels_are_refused(tmp_path, monkeypatch):

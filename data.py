@@ -17,6 +17,7 @@ and the grammar, `python data.py --export DIR` to write such a folder.
 import argparse
 import copy
 import csv
+import fileinput
 import functools
 import gzip
 import hashlib
@@ -28,10 +29,9 @@ import shlex
 import shutil
 import sys
 import urllib.request
-import warnings
 import zlib
 from dataclasses import dataclass, replace
-from itertools import permutations, product
+from itertools import chain, permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -486,24 +486,34 @@ def sharpen(bitmaps, scale):
     return F.avg_pool2d(((large - .5) * 4 + .5).clamp(0, 1), 8 // scale)[:, 0]
 
 
+COLOURS = {"red": (255, 60, 60), "green": (60, 220, 60), "blue": (80, 120, 255),
+           "yellow": (255, 230, 60), "pink": (255, 100, 220), "white": (255, 255, 255)}
+
+
 def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device="cpu",
-                    captions="full", digits=None):
+                    captions="full", digits=None, colour=False):
     """Clips start ... start + n - 1: x (n c=1 f h=64 w=64) in [-1, 1], captions, truth (`Scenes`).
 
     num_frames: 16 or 17, 32 or 33, 64 or 65: the whole action at 5, 10 or 20 frames a second.
+    colour: c = 3 and "a red 3 moving left", for captions="four".
     The same (seed, split, index) gives the same clip on every machine (pixels within 1/255).
     """
     if num_frames not in STRIDES:
         raise UserError(f"num_frames is {num_frames}, but must be one of {list(STRIDES)}")
     scenes = make_scenes(n, seed=seed, start=start, split=split, captions=captions, digits=digits)
-    ticks = np.arange(num_frames) * STRIDES[num_frames]
-    return scenes.render(ticks, device), scenes.captions, scenes
+    x, texts = scenes.render(np.arange(num_frames) * STRIDES[num_frames], device), scenes.captions
+    if colour:
+        pick = Chooser(seed, "colour", range(start, start + n)).below("colour", len(COLOURS))
+        ink = torch.tensor(list(COLOURS.values()), device=device)[pick] / 255
+        x = (x + 1) * rearrange(ink, "n c -> n c 1 1 1") - 1
+        texts = [f"a {list(COLOURS)[k]}{text.removeprefix('a')}" for k, text in zip(pick, texts)]
+    return x, texts, scenes
 
 
 # ---- own clips: a folder of GIF and MP4 files ----------------------------------------------------
 
-CLIPS, METADATA = (".gif", ".mp4"), ("metadata.csv", "metadata.jsonl")
-MAX_FRAMES = 2000           # of a clip, which is one action of 3.2 seconds whatever its length
+METADATA = ("metadata.csv", "metadata.jsonl")
+MAX_FRAMES = 2000           # of a clip
 MAX_PIXELS = 4096 * 4096    # of a frame; more would rather be an attack on memory
 MAX_WORDS = 64              # of a caption; the rest is cut
 GREY = 16                   # largest difference of a pixel's channels in a grey clip (MP4 is lossy)
@@ -512,162 +522,157 @@ GREY = 16                   # largest difference of a pixel's channels in a grey
 def fit(picture, size=SIZE):
     """A picture (h w c) uint8 -> (c size size) float in 0 ... 255, c = 1 or 3: its longer side fits
     the frame, black fills the rest."""
-    h, w, colours = picture.shape
-    rgb = rearrange(torch.as_tensor(picture)[..., :3 if colours > 2 else 1], "h w c -> 1 c h w")
-    sides = [max(1, round(side * size / max(h, w))) for side in (h, w)]
-    top, left = ((size - side) // 2 for side in sides)
-    out = torch.zeros(rgb.shape[1], size, size)
-    out[:, top:top + sides[0], left:left + sides[1]] = F.interpolate(
-        rgb.float(), sides, mode="bilinear", antialias=True)[0]
-    return out
-
-
-def frames_of(path):
-    """The frames (h w 3) uint8 of a GIF or MP4 file, one at a time, and how long each is shown."""
-    import imageio.v3 as imageio
-    if path.suffix.lower() == ".mp4":
-        # important: as MP4 whatever it holds, else ffmpeg would follow a play list to other files
-        options = ["-f", "mov", "-max_pixels", str(MAX_PIXELS)]
-        for frame in imageio.imiter(path, plugin="FFMPEG", input_params=options):
-            yield frame, 1
-        return
-    with open(path, "rb") as file:
-        head = file.read(10)
-    width, height = (int.from_bytes(head[i:i + 2], "little") for i in (6, 8))
-    if head[:4] != b"GIF8" or width * height > MAX_PIXELS:  # nor may it be another picture format
-        raise UserError("no GIF, or too many pixels")
-    with imageio.imopen(path, "r", plugin="pillow") as file:
-        for k, frame in enumerate(file.iter(mode="RGB")):
-            # equal frames in a row are one, shown longer; 0 ms means 100, as browsers have it
-            yield frame, file.metadata(index=k).get("duration") or 100
+    rgb = rearrange(torch.as_tensor(picture).float(), "h w c -> 1 c h w")
+    rgb = rgb[:, :3 if rgb.shape[1] > 2 else 1]
+    h, w = (max(1, round(side * size / max(rgb.shape[2:]))) for side in rgb.shape[2:])
+    top, left = (size - h) // 2, (size - w) // 2
+    small = F.interpolate(rgb, (h, w), mode="bilinear", antialias=True)[0]
+    return F.pad(small, (left, size - w - left, top, size - h - top))
 
 
 def read_clip(path):
     """A GIF or MP4 file -> what it shows at ticks 0 ... 64 (65 c=3 h w) uint8, its number of frames
     and size "WxH". It is one action, whatever its length and rate: frame k of n equally long ones
     stands from tick 64 k/n on. Raises `UserError`, and for damaged files whatever imageio does."""
-    frames, shown, size = [], [], None
-    for frame, duration in frames_of(path):
-        if len(frames) == MAX_FRAMES:
-            raise UserError(f"more than {MAX_FRAMES} frames")
-        size = size or f"{frame.shape[1]}x{frame.shape[0]}"
-        frames.append(fit(frame).round().byte())
-        shown.append(duration)
-    if not frames:
-        raise UserError("no frames")
+    import imageio.v3 as imageio
+    # important: as MP4 whatever it holds, else ffmpeg would follow a play list to other files
+    plugin, options = "FFMPEG", dict(input_params=["-f", "mov", "-max_pixels", str(MAX_PIXELS)])
+    if path.suffix.lower() == ".gif":
+        plugin, options = "pillow", dict(mode="RGB")
+        with open(path, "rb") as file:  # important: Pillow would run a program in PostScript
+            head = file.read(10)
+        if head[:4] != b"GIF8" or np.frombuffer(head[6:], "<u2").prod(dtype=int) > MAX_PIXELS:
+            raise UserError("no GIF, or too many pixels")
+    frames, shown = [], []
+    with imageio.imopen(path, "r", plugin=plugin) as file:
+        for k, frame in enumerate(file.iter(**options)):
+            if k == MAX_FRAMES:
+                raise UserError(f"more than {MAX_FRAMES} frames")
+            frames.append(fit(frame).round().byte())
+            # a GIF has equal frames in a row as one, shown longer; browsers take 0 ms as 100
+            shown.append(plugin == "pillow" and file.metadata(index=k).get("duration") or 100)
     end = np.cumsum(shown)                                                           # n
     now = np.searchsorted(ACTION * end, np.arange(ACTION + 1) * end[-1], side="right")
-    return torch.stack(frames)[now.clip(max=len(frames) - 1)], len(frames), size
+    frames = torch.stack(frames)[now.clip(max=len(end) - 1)]
+    return frames, len(end), f"{frame.shape[1]}x{frame.shape[0]}"
 
 
-def metadata_rows(path):
-    """(clip's path, text) of each row of a metadata.csv or .jsonl; `UserError` for a wrong row."""
-    number, rows = 0, []
-
-    def lines(file):  # counted for the error, and decoded one by one, so that the count is right
-        nonlocal number
-        for number, line in enumerate(file, 1):
-            yield line.decode("utf-8-sig")
-
-    try:
-        with open(path, "rb") as file:
-            for row in (csv.DictReader(lines(file), strict=True) if path.suffix == ".csv" else
-                        (json.loads(line) for line in lines(file) if line.strip())):
-                clip = os.path.normpath(path.parent / row["file_name"])  # `..` may stay inside
-                rows.append((Path(clip), row["text"] + ""))              # text must be a string
-    except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
-        raise UserError(f"{path}, line {number}: this is no row in UTF-8 with a file_name and a "
-                        "text") from None
-    return rows
-
-
-def clean(caption):
-    """A caption in printable characters, cut after MAX_WORDS words; "" if it has none."""
-    caption = " ".join("".join(c if c.isprintable() else " " for c in caption).split())
-    words = [*re.finditer(r"\w+", caption)][:MAX_WORDS]
-    return caption[:words[-1].end()] if words and "\ufffd" not in caption else ""
-
-
-def own_captions(root, files):
-    """Captions of the clips among `files` of the folder `root`: {path: caption}, [what is amiss].
-
-    Each is a row of a metadata.csv or metadata.jsonl (the Hugging Face folder convention, also in
-    sub-folders) or else a .txt beside the clip. Nothing outside the folder is opened.
-    """
-    inside = [path for path in files if path.resolve().is_relative_to(root)]
-    left_out = {path: "leads out of the folder" for path in {*files} - {*inside}}
-    captions = {path: "" for path in inside if path.suffix.lower() in CLIPS}
-    beside, rows = {path.with_suffix(".txt"): path for path in captions}, []
-    for path in inside:
-        if path.name in METADATA:
-            rows += metadata_rows(path)
-    for path in inside:
+def caption_rows(path):
+    """(clip, caption) of each row of a metadata.csv or .jsonl, or (path, caption) of a .txt."""
+    with fileinput.FileInput(path, encoding="utf-8-sig", errors="replace") as lines:
         if path.suffix == ".txt":
-            with open(path, "rb") as file:
-                text = file.read(2**16).decode("utf-8-sig", errors="replace")
-            rows.append((beside.get(path, path), text))
-    for path, text in rows:
+            yield path, "".join(lines)
+            return
+        try:
+            for row in (csv.DictReader(lines, strict=True) if path.suffix == ".csv" else
+                        map(json.loads, filter(str.strip, lines))):
+                if "\ufffd" in row["text"] + "":  # must be a string, and UTF-8
+                    raise ValueError
+                yield Path(os.path.normpath(path.parent / row["file_name"])), row["text"]
+        except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
+            raise UserError(f"{path}, line {lines.lineno()}: this is no row in UTF-8 with a "
+                            "file_name and a text") from None
+
+
+def find_captions(root):
+    """The clips in a folder and its sub-folders, {path: caption}, and {path: why} it is left out.
+
+    A caption is a row of a metadata.csv or .jsonl (the Hugging Face folder convention) or a .txt
+    beside the clip. Only files that lie in the folder are clips, or are opened at all.
+    """
+    files = sorted(path for path in root.rglob("*")
+                   if path.is_file() and path.resolve().is_relative_to(root))
+    captions = {path: "" for path in files if path.suffix.lower() in (".gif", ".mp4")}
+    beside, left_out = {path.with_suffix(".txt"): path for path in captions}, {}
+    told = [path for path in files if path.name in METADATA or path.suffix == ".txt"]
+    for path, text in chain.from_iterable(map(caption_rows, told)):
+        path = beside.get(path, path)
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         if path not in captions:
             left_out[path] = "is no GIF or MP4 file in the folder"
-        else:
-            captions[path] = captions[path] or clean(text)
+        elif "\ufffd" not in text and not captions[path]:
+            captions[path] = re.match(rf"(\W*\w+){{0,{MAX_WORDS}}}", text)[0]
     left_out |= {path: "has no caption in words" for path, text in captions.items() if not text}
-    return ({path: text for path, text in captions.items() if text},
-            [f"{os.path.relpath(path, root)!r} {why}" for path, why in sorted(left_out.items())])
+    return {path: text for path, text in captions.items() if text}, left_out
 
 
-def few(items, most=10):
-    """The first items of a list in words, and how many more there are."""
-    more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
+def few(items):
+    """The first of some items, sorted, in words, and how many more there are."""
+    more = f" and {len(items) - 10:,} more" if len(items) > 10 else ""
+    return ", ".join(map(str, sorted(items)[:10])) + more
 
 
-def decode(root, captions, channels, file):
-    """Write each clip's frames (65 c h w) uint8 into `file`, holding one clip at a time.
+def decode(root, captions, left_out, part, channels):
+    """Write each clip's frames (65 c h w) uint8 into the file `part`, holding one clip at a time.
 
-    Returns the captions of those that could be read, [what is left out], and {frames} and {sizes}
-    as they were; None as soon as a clip has colours where channels = 1.
+    Returns what clips.json says; None as soon as a clip has colours where channels = 1.
     """
-    kept, left_out, lengths, sizes = [], [], set(), set()
-    for path, caption in tqdm(captions.items(), desc="decoding", disable=None):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                frames, length, size = read_clip(path)
-        except Exception as error:  # imageio and its plug-ins raise anything for damaged files
-            why = error if isinstance(error, UserError) else type(error).__name__
-            left_out.append(f"{str(path.relative_to(root))!r} cannot be read ({why})")
-            continue
-        if channels == 1:
-            if (frames.amax(1).int() - frames.amin(1)).max() > GREY:
-                return None
-            frames = frames.float().mean(1).round().byte()
-        file.write(frames.numpy().tobytes())
-        kept.append(caption)
-        lengths.add(length)
-        sizes.add(size)
-    return kept, left_out, lengths, sizes
+    kept, left_out = [], dict(left_out)
+    with open(part, "wb") as file:
+        size = len(captions) * (ACTION + 1) * channels * SIZE ** 2
+        if size > (free := shutil.disk_usage(part.parent).free):
+            raise UserError(f"the clips take {size / 1e9:.2f} GB, but {part.parent} has "
+                            f"{free / 1e9:.2f} left: name a folder on another disk with --out")
+        for path, caption in tqdm(captions.items(), desc="decoding", disable=None):
+            try:
+                frames, *shape = read_clip(path)
+            except Exception as error:  # imageio and its plug-ins raise anything for damaged files
+                why = error if isinstance(error, UserError) else type(error).__name__
+                left_out[path] = f"cannot be read ({why})"
+                continue
+            if channels == 1:
+                if (frames.amax(1) - frames.amin(1)).max() > GREY:
+                    return None
+                frames = frames.float().mean(1).round().byte()
+            file.write(frames.numpy().tobytes())
+            kept.append((caption, *shape))
+    why = few([f"{os.path.relpath(path, root)!r} {why}" for path, why in left_out.items()])
+    if not kept:
+        part.unlink()
+        raise UserError(f"{root} has no clip to train on: {why or 'there is no GIF or MP4 file'}")
+    captions, lengths, sizes = zip(*kept)
+    notes = [f"note: {len(kept):,} {'grey' if channels == 1 else 'colour'} clips of "
+             f"{few({*lengths})} frames and {few({*sizes})} pixels are each fitted to one action "
+             f"of 3.2 seconds and to {SIZE}x{SIZE} pixels, black around"]
+    notes += [f"note: left out: {why}"] if why else []
+    return dict(captions=captions, channels=channels, notes=notes)
 
 
 class FolderClips:
     """A folder's GIF and MP4 clips as a source of clips; a draw of n has what `Scenes` has.
 
     Decoded once into `out`/clips.u8 (n 65 c h w) uint8, which is mapped, not read, so that there
-    may be more clips than memory; `out`/clips.json holds what else is known. Says on stderr what it
-    found; `UserError` where there is nothing to use.
+    may be more clips than memory; `out`/clips.json holds what else is known.
     """
 
     def __init__(self, folder, out):
-        self.root, self.out = Path(folder).resolve(), Path(out)
-        files = sorted(path for path in self.root.rglob("*") if path.is_file() and
-                       (path.suffix.lower() in (*CLIPS, ".txt") or path.name in METADATA))
-        stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        self.fingerprint = hashlib.sha256(repr((stats, SIZE, ACTION)).encode()).hexdigest()
-        info = self.read() or self.write(files)
-        print("\n".join(f"note: {note}" for note in info["notes"]), file=sys.stderr)
+        root, out = Path(folder).resolve(), Path(out)
+        captions, left_out = find_captions(root)
+        stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in captions]
+        known = repr((stats, captions, left_out, SIZE, ACTION))
+        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+        try:
+            self.open(out)
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, or others, or damaged
+            out.mkdir(parents=True, exist_ok=True)
+            part = out / "clips.part"
+            info = (decode(root, captions, left_out, part, 1)  # grey as long as it can be
+                    or decode(root, captions, left_out, part, 3))
+            (out / "clips.json").unlink(missing_ok=True)  # so that the two never disagree
+            part.replace(out / "clips.u8")
+            part.write_text(json.dumps(info | dict(fingerprint=self.fingerprint)))
+            part.replace(out / "clips.json")
+            self.open(out)
+
+    def open(self, out):
+        """Map what was decoded from the same files, and say what it is."""
+        info = json.loads((out / "clips.json").read_text())
+        if info["fingerprint"] != self.fingerprint:
+            raise ValueError
         self.captions, self.channels = info["captions"], info["channels"]
-        self.frames = np.memmap(self.out / "clips.u8", np.uint8, "r", shape=(
+        self.frames = np.memmap(out / "clips.u8", np.uint8, "r", shape=(
             len(self.captions), ACTION + 1, self.channels, SIZE, SIZE))
+        print(*info["notes"], sep="\n", file=sys.stderr)
 
     def __call__(self, n, *, seed=0, start=0):
         """Draws start ... start + n - 1, each a clip that a hash of (seed, draw) chooses."""
@@ -687,53 +692,9 @@ class FolderClips:
     def render(self, ticks, device="cpu"):
         """Clips (n c f h w) in [-1, 1] at `ticks` (f,) or (n f); windows that would begin before
         tick 0 are moved to begin there."""
-        ticks = np.asarray(ticks)
-        ticks = (ticks - ticks.min(-1, keepdims=True).clip(max=0)).astype(int)
-        x = torch.from_numpy(self.frames[self.index[:, None], ticks]).to(device)
+        ticks = ticks - np.min(ticks, -1, keepdims=True).clip(max=0)
+        x = torch.from_numpy(self.frames[self.index[:, None], ticks.astype(int)]).to(device)
         return rearrange(x, "n f c h w -> n c f h w").float() / 127.5 - 1
-
-    def read(self):
-        """What clips.json says, if clips.u8 is whole and the folder as it was then; else None."""
-        try:
-            info = json.loads((self.out / "clips.json").read_text())
-            size = len(info["captions"]) * (ACTION + 1) * info["channels"] * SIZE ** 2
-            whole = 0 < size == (self.out / "clips.u8").stat().st_size
-            return info if whole and info["fingerprint"] == self.fingerprint else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-
-    def write(self, files):
-        """Decode the clips into clips.u8 and clips.json: whole and of one time, or absent."""
-        captions, left_out = own_captions(self.root, files)
-        self.out.mkdir(parents=True, exist_ok=True)
-        part, done = self.out / "clips.part", ([], [], set(), set())
-        for channels in (1, 3) if captions else ():  # in grey, as long as no clip has colours
-            part.unlink(missing_ok=True)
-            size = len(captions) * (ACTION + 1) * channels * SIZE ** 2
-            free = shutil.disk_usage(self.out).free
-            if size > free:
-                raise UserError(f"the clips take {size / 1e9:.2f} GB, but {self.out} has "
-                                f"{free / 1e9:.2f} left: name a folder on another disk with --out")
-            with open(part, "wb") as file:
-                done = decode(self.root, captions, channels, file)
-            if done:
-                break
-        kept, broken, lengths, sizes = done
-        left_out += broken
-        if not kept:
-            part.unlink(missing_ok=True)
-            raise UserError(f"{self.root} has no clip to train on: "
-                            + (few(left_out) or "there is no GIF or MP4 file in it"))
-        notes = [f"{len(kept):,} {'grey' if channels == 1 else 'colour'} clips of "
-                 f"{few(sorted(lengths), 4)} frames and {few(sorted(sizes), 4)} pixels are each "
-                 f"fitted to one action of 3.2 seconds and to {SIZE}x{SIZE} pixels, black around"]
-        notes += [f"left out: {few(left_out)}"] if left_out else []
-        info = dict(fingerprint=self.fingerprint, channels=channels, captions=kept, notes=notes)
-        (self.out / "clips.json").unlink(missing_ok=True)
-        part.replace(self.out / "clips.u8")
-        part.write_text(json.dumps(info))
-        part.replace(self.out / "clips.json")
-        return info
 
 
 # ---- writing files -------------------------------------------------------------------------------
@@ -773,22 +734,9 @@ def write_clip(x, path, fps=10):
     imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
 
 
-COLOURS = {"red": (255, 60, 60), "green": (60, 220, 60), "blue": (80, 120, 255),
-           "yellow": (255, 230, 60), "pink": (255, 100, 220), "white": (255, 255, 255)}
-
-
-def paint(x, captions, *, seed=0, start=0):
-    """Grey clips x (n 1 f h w) of "a 3 moving left" -> (n 3 f h w), "a red 3 moving left"."""
-    pick = Chooser(seed, "colour", range(start, start + len(x))).below("colour", len(COLOURS))
-    ink = torch.tensor(list(COLOURS.values()))[torch.from_numpy(pick)] / 255
-    names = [list(COLOURS)[i] for i in pick]
-    return ((x + 1) * rearrange(ink, "n c -> n c 1 1 1").to(x) - 1,
-            [f"a {name}{caption.removeprefix('a')}" for name, caption in zip(names, captions)])
-
-
-def export(folder, n, *, seed=0, captions="four", digits=None, colour=False):
+def export(folder, n, **options):
     """Write training clips 0 ... n - 1 into an empty folder, as --data takes them: GIFs of all 65
-    ticks at 20 frames a second, and metadata.csv."""
+    ticks at 20 frames a second, and metadata.csv. options: those of `captioned_clips`."""
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is not empty: name a new folder with --export")
@@ -796,14 +744,10 @@ def export(folder, n, *, seed=0, captions="four", digits=None, colour=False):
     with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("file_name", "text"))
-        for start in tqdm(range(0, n, 50), desc="50 clips", disable=None):
-            scenes = make_scenes(min(50, n - start), seed=seed, start=start, captions=captions,
-                                 digits=digits)
-            x, texts = scenes.render(np.arange(ACTION + 1)), scenes.captions
-            x, texts = paint(x, texts, seed=seed, start=start) if colour else (x, texts)
-            for i, (clip, text) in enumerate(zip(x, texts), start):
-                write_clip(clip, folder / f"{i:06d}.gif", fps=20)
-                rows.writerow((f"{i:06d}.gif", text))
+        for i in tqdm(range(n), desc="writing", disable=None):
+            x, captions, _ = captioned_clips(1, start=i, num_frames=65, **options)
+            write_clip(x, folder / f"{i:06d}.gif", fps=20)
+            rows.writerow((f"{i:06d}.gif", *captions))
 
 
 def main(argv=None):
@@ -816,30 +760,25 @@ def main(argv=None):
                    "--export or --colour, else full)")
     p.add_argument("--colour", action="store_true", help='paint the digits: "a red 3 moving left"')
     p.add_argument("--seed", type=int, default=0, metavar="N")
-    p.add_argument("--digits", default="auto", choices=("auto", "mnist", "drawn"),
-                   help="as in train.py")
+    p.add_argument("--digits", default="auto", choices=("auto", "mnist", "drawn"))
     p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
     args = p.parse_args(argv)
+    captions = args.captions or ("four" if args.export or args.colour else "full")
+    n = (2000 if args.export else 12) if args.num is None else args.num
     try:
-        args.num = (2000 if args.export else 12) if args.num is None else args.num
-        if args.num < 1 or args.seed < 0:
-            raise UserError("--num must be 1 or more and --seed 0 or more")
-        args.captions = args.captions or ("four" if args.export or args.colour else "full")
-        if args.colour and args.captions != "four":
-            raise UserError("--colour has words for one digit: leave out --captions full")
-        digits = load_digits("train", args.digits, args.data_root)
+        if n < 1 or args.seed < 0 or args.colour and captions == "full":
+            raise UserError("--num must be 1 or more, --seed 0 or more, and --colour has words for "
+                            "--captions four only")
+        options = dict(seed=args.seed, captions=captions, colour=args.colour,
+                       digits=load_digits("train", args.digits, args.data_root))
         if args.export:
-            export(args.export, args.num, seed=args.seed, captions=args.captions, digits=digits,
-                   colour=args.colour)
-            print(f"{args.num} clips: python train.py --data {shlex.quote(args.export)}")
+            export(args.export, n, **options)
+            print(f"{n} clips: python train.py --data {shlex.quote(args.export)}")
             return 0
-        print(GRAMMAR, "\n")
-        x, captions, _ = captioned_clips(args.num, num_frames=16, seed=args.seed,
-                                         captions=args.captions, digits=digits)
-        x, captions = paint(x, captions, seed=args.seed) if args.colour else (x, captions)
+        x, captions, _ = captioned_clips(n, num_frames=16, **options)
         write_clip(x, "data.png", fps=5)
-        print("data.png: 16 key frames of each of these clips, a row per caption")
-        print("\n".join(captions))
+        print(GRAMMAR, "\n\ndata.png: 16 key frames of each of these clips, a row per caption",
+              *captions, sep="\n")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

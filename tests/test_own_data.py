@@ -25,7 +25,7 @@ ALL = np.arange(65)
 def exported(tmp_path_factory):
     """A folder of six clips, of which no test may change anything."""
     folder = tmp_path_factory.mktemp("data") / "clips"
-    data.export(folder, 6, digits=DIGITS)
+    data.export(folder, 6, captions="four", digits=DIGITS)
     return folder
 
 
@@ -378,8 +378,8 @@ def test_a_colour_set_is_written_trains_and_is_sampled_in_colour(small, tmp_path
     folder, out = tmp_path / "colours", tmp_path / "run"
     assert data.main(["--export", str(folder), "--num", "6", "--colour", "--digits", "drawn"]) == 0
     assert shlex.quote(str(folder)) in capsys.readouterr().out
-    scenes = data.make_scenes(6, captions="four", digits=DIGITS)
-    x, captions = data.paint(scenes.render(ALL), scenes.captions)
+    x, captions, _ = data.captioned_clips(6, num_frames=65, captions="four", digits=DIGITS,
+                                          colour=True)
     clips = data.FolderClips(folder, out)
     assert clips.captions == captions and {c.split()[1] for c in captions} <= {*data.COLOURS}
     off = clips.frames - ((x + 1) * 127.5).numpy().swapaxes(1, 2)

@@ -512,7 +512,6 @@ def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device=
 
 # ---- own clips: a folder of GIF and MP4 files ----------------------------------------------------
 
-METADATA = ("metadata.csv", "metadata.jsonl")
 MAX_FRAMES = 2000           # of a clip
 MAX_PIXELS = 4096 * 4096    # of a frame; more would rather be an attack on memory
 MAX_WORDS = 64              # of a caption; the rest is cut
@@ -558,39 +557,38 @@ def read_clip(path):
 
 
 def caption_rows(path):
-    """(clip, caption) of each row of a metadata.csv or .jsonl, or (path, caption) of a .txt."""
+    """(clip, caption) pairs of a metadata.csv or metadata.jsonl (the Hugging Face folder
+    convention), or of a .txt; `UserError` for a wrong one."""
     with fileinput.FileInput(path, encoding="utf-8-sig", errors="replace") as lines:
-        if path.suffix == ".txt":
-            yield path, "".join(lines)
-            return
         try:
             for row in (csv.DictReader(lines, strict=True) if path.suffix == ".csv" else
-                        map(json.loads, filter(str.strip, lines))):
+                        map(json.loads, filter(str.strip, lines)) if path.suffix == ".jsonl" else
+                        [dict(file_name=path, text="".join(lines))]):
                 if "\ufffd" in row["text"] + "":  # must be a string, and UTF-8
                     raise ValueError
                 yield Path(os.path.normpath(path.parent / row["file_name"])), row["text"]
         except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
-            raise UserError(f"{path}, line {lines.lineno()}: this is no row in UTF-8 with a "
-                            "file_name and a text") from None
+            raise UserError(f"{path}, line {lines.lineno()}: this is no file_name and text in "
+                            "UTF-8") from None
 
 
 def find_captions(root):
     """The clips in a folder and its sub-folders, {path: caption}, and {path: why} it is left out.
 
-    A caption is a row of a metadata.csv or .jsonl (the Hugging Face folder convention) or a .txt
-    beside the clip. Only files that lie in the folder are clips, or are opened at all.
+    Only files that lie in the folder are clips, or are opened at all, whatever captions name.
     """
     files = sorted(path for path in root.rglob("*")
                    if path.is_file() and path.resolve().is_relative_to(root))
     captions = {path: "" for path in files if path.suffix.lower() in (".gif", ".mp4")}
     beside, left_out = {path.with_suffix(".txt"): path for path in captions}, {}
-    told = [path for path in files if path.name in METADATA or path.suffix == ".txt"]
+    told = [path for path in files
+            if path.suffix == ".txt" or path.name in ("metadata.csv", "metadata.jsonl")]
     for path, text in chain.from_iterable(map(caption_rows, told)):
         path = beside.get(path, path)
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
         if path not in captions:
             left_out[path] = "is no GIF or MP4 file in the folder"
-        elif "\ufffd" not in text and not captions[path]:
+        elif not captions[path]:
             captions[path] = re.match(rf"(\W*\w+){{0,{MAX_WORDS}}}", text)[0]
     left_out |= {path: "has no caption in words" for path, text in captions.items() if not text}
     return {path: text for path, text in captions.items() if text}, left_out
@@ -611,8 +609,8 @@ def decode(root, captions, left_out, part, channels):
     with open(part, "wb") as file:
         size = len(captions) * (ACTION + 1) * channels * SIZE ** 2
         if size > (free := shutil.disk_usage(part.parent).free):
-            raise UserError(f"the clips take {size / 1e9:.2f} GB, but {part.parent} has "
-                            f"{free / 1e9:.2f} left: name a folder on another disk with --out")
+            raise UserError(f"the clips take {size / 1e9:.2f} GB, and {part.parent} has "
+                            f"{free / 1e9:.2f} left: name another disk's folder with --out")
         for path, caption in tqdm(captions.items(), desc="decoding", disable=None):
             try:
                 frames, *shape = read_clip(path)
@@ -649,8 +647,8 @@ class FolderClips:
         root, out = Path(folder).resolve(), Path(out)
         captions, left_out = find_captions(root)
         stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in captions]
-        known = repr((stats, captions, left_out, SIZE, ACTION))
-        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            repr((stats, captions, left_out, SIZE, ACTION)).encode()).hexdigest()
         try:
             self.open(out)
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or others, or damaged
@@ -660,15 +658,13 @@ class FolderClips:
                     or decode(root, captions, left_out, part, 3))
             (out / "clips.json").unlink(missing_ok=True)  # so that the two never disagree
             part.replace(out / "clips.u8")
-            part.write_text(json.dumps(info | dict(fingerprint=self.fingerprint)))
+            part.write_text(json.dumps({self.fingerprint: info}))
             part.replace(out / "clips.json")
             self.open(out)
 
     def open(self, out):
         """Map what was decoded from the same files, and say what it is."""
-        info = json.loads((out / "clips.json").read_text())
-        if info["fingerprint"] != self.fingerprint:
-            raise ValueError
+        info = json.loads((out / "clips.json").read_text())[self.fingerprint]
         self.captions, self.channels = info["captions"], info["channels"]
         self.frames = np.memmap(out / "clips.u8", np.uint8, "r", shape=(
             len(self.captions), ACTION + 1, self.channels, SIZE, SIZE))
@@ -752,13 +748,12 @@ def export(folder, n, **options):
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    p = argparse.ArgumentParser(description="Shows captioned Moving MNIST: its grammar, and some "
-                                "clips in data.png; or writes clips as files.")
+    p = argparse.ArgumentParser(description="Shows the grammar and, in data.png, some clips of "
+                                "captioned Moving MNIST; or writes clips as files.")
     p.add_argument("--export", metavar="DIR", help="write a folder of GIFs for train.py --data")
     p.add_argument("--num", type=int, metavar="N", help="clips (default: 2000 files, or 12 rows)")
-    p.add_argument("--captions", choices=tuple(WORDS), help="as in train.py (default: four with "
-                   "--export or --colour, else full)")
-    p.add_argument("--colour", action="store_true", help='paint the digits: "a red 3 moving left"')
+    p.add_argument("--captions", choices=tuple(WORDS), help="default: full where only shown")
+    p.add_argument("--colour", action="store_true", help='paint digits: "a red 3 moving left"')
     p.add_argument("--seed", type=int, default=0, metavar="N")
     p.add_argument("--digits", default="auto", choices=("auto", "mnist", "drawn"))
     p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
@@ -767,18 +762,18 @@ def main(argv=None):
     n = (2000 if args.export else 12) if args.num is None else args.num
     try:
         if n < 1 or args.seed < 0 or args.colour and captions == "full":
-            raise UserError("--num must be 1 or more, --seed 0 or more, and --colour has words for "
+            raise UserError("--num must be 1 or more, --seed 0 or more, and --colour goes with "
                             "--captions four only")
         options = dict(seed=args.seed, captions=captions, colour=args.colour,
                        digits=load_digits("train", args.digits, args.data_root))
         if args.export:
             export(args.export, n, **options)
             print(f"{n} clips: python train.py --data {shlex.quote(args.export)}")
-            return 0
-        x, captions, _ = captioned_clips(n, num_frames=16, **options)
-        write_clip(x, "data.png", fps=5)
-        print(GRAMMAR, "\n\ndata.png: 16 key frames of each of these clips, a row per caption",
-              *captions, sep="\n")
+        else:
+            x, texts, _ = captioned_clips(n, num_frames=16, **options)
+            write_clip(x, "data.png", fps=5)
+            print(GRAMMAR, "\ndata.png: 16 key frames of each clip, a row per caption", *texts,
+                  sep="\n")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

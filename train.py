@@ -354,13 +354,20 @@ def run(settings, config, dtype, compiled, out, saved, device, clips=None):
 
 # ---- the command ---------------------------------------------------------------------------------
 
+def source_name(text):
+    """An argparse type: MADE, or a folder's absolute path."""
+    if text != MADE and not (text and Path(text).is_dir()):  # "" would be the folder we are in
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {MADE} nor a folder of clips")
+    return text if text == MADE else str(Path(text).resolve())
+
+
 def parse(argv):
     """The command's arguments; None where the preset or a resumed run decides."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage=(
         "python train.py --data moving_mnist_captions [options]   (--help lists them)"))
     count = number(int, 1)
-    p.add_argument("--data", metavar="NAME", help=f"{MADE} (the default), or a folder of GIF and "
-                   "MP4 clips with captions (README, 'Your own clips')")
+    p.add_argument("--data", type=source_name, metavar="NAME", help=f"{MADE} (the default), or a "
+                   "folder of GIF and MP4 clips with captions (README, 'Your own clips')")
     p.add_argument("--preset", default="auto", choices=("auto", *PRESETS),
                    help="auto is base on a GPU and tiny on a CPU")
     p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
@@ -401,29 +408,11 @@ DEFAULTS = dict(data=MADE, seed=0, digits="auto", data_root=None, captions="full
 FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAULTS)
 
 
-def data_named(args, saved):
-    """What to train on: MADE, or a folder's absolute path; `UserError` for what suits neither."""
-    began = saved and saved["settings"].get("data", MADE)
-    name = (began or MADE) if args.data is None else args.data
-    if name != MADE:
-        if not name or not Path(name).is_dir():  # "" would be the folder we are in
-            raise UserError(f"--data {name} is no folder: give one of GIF and MP4 clips with "
-                            f"captions, or {MADE}")
-        if args.captions or args.digits or args.data_root or args.upscale_steps:
-            raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
-                            f"{MADE}, whose truth is known: leave them out")
-        name = str(Path(name).resolve())
-    if began not in (None, name):
-        raise UserError(f"the run began with --data {began}, not {name}: leave the flag out, or "
-                        "begin another run with --out")
-    return name
-
-
 def check_resumed(args, settings, saved):
     """Raise `UserError` where flags would make a resumed run another one."""
-    began = saved["settings"] | {"preset": saved["config"]["preset"]}
+    began = {"data": MADE} | saved["settings"] | {"preset": saved["config"]["preset"]}
     given = {"preset": None if args.preset == "auto" else args.preset}
-    given |= {flag: getattr(args, flag) for flag in ("captions", "schedule", "predict")}
+    given |= {flag: getattr(args, flag) for flag in ("data", "captions", "schedule", "predict")}
     for flag, value in given.items():
         if value not in (None, began[flag]):
             raise UserError(f"the run began with --{flag} {began[flag]}, not {value}: leave the "
@@ -435,9 +424,9 @@ def check_resumed(args, settings, saved):
                         f"{settings[name]}: give it more, or leave the flag out")
 
 
-def settings_for(args, saved, device, clips=None):
-    """The run's settings: the preset's, then the resumed checkpoint's, then the flags given; and
-    its config and precision. clips: a `FolderClips`, whose words and colours count, or None."""
+def settings_for(args, saved, device, out=None):
+    """The run's settings: the preset's, then the resumed checkpoint's, then the flags given; its
+    config and precision; and its source of clips, if that is a folder, decoded into `out`."""
     preset = args.preset if args.preset != "auto" else "tiny" if device.type == "cpu" else "base"
     settings = DEFAULTS | PRESETS[preset] | (saved["settings"] if saved else {})
     settings |= {flag: getattr(args, flag) for flag in FLAGS if getattr(args, flag) is not None}
@@ -445,34 +434,40 @@ def settings_for(args, saved, device, clips=None):
         print("note: --predict eps takes the linear schedule, as in DDPM: at the cosine's last "
               "step, x0 = (xt - s eps) / a divides by 5e-5")
         settings["schedule"] = "linear"
-    vae, unet = settings.pop("vae", None), settings.pop("unet", None)
+    vae, unet = settings.pop("vae"), settings.pop("unet")
+    if saved:
+        check_resumed(args, settings, saved)
+    clips, captions = None, []
+    if settings["data"] != MADE:
+        if args.captions or args.digits or args.data_root or settings["upscale_steps"]:
+            raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
+                            f"{MADE}, whose truth is known: leave them out")
+        clips = data.FolderClips(settings["data"], out)
+        captions, vae = clips.captions, replace(vae, channels=clips.channels)
+        if settings.setdefault("clips", clips.fingerprint) != clips.fingerprint:
+            print("note: the clips have changed since the run began, so it will not go on exactly "
+                  "as it would have", file=sys.stderr)
     if saved:
         config = saved["config"]
-        check_resumed(args, settings, saved)
         if clips and clips.channels != config["vae"]["channels"]:
             raise UserError("the clips have changed between grey and colour since the run began: "
                             "begin another run with --out")
     else:
-        captions = [words_of(caption) for caption in clips.captions] if clips else []
-        words = sorted(set().union(*captions)) if clips else data.VOCABULARY[settings["captions"]]
+        split = [words_of(caption) for caption in captions]
+        words = sorted(set().union(*split)) or data.VOCABULARY[settings["captions"]]
         text = TextConfig(vocabulary=len(words), width=unet.context_width,
-                          length=max([TextConfig.length, *map(len, captions)]))
-        vae = replace(vae, channels=clips.channels if clips else 1)
+                          length=max([TextConfig.length, *map(len, split)]))
         config = dict(vae=asdict(vae), text=asdict(text), unet=asdict(unet), size=data.SIZE,
                       vocabulary=words, schedule=settings["schedule"],
                       predict=settings["predict"], preset=preset, tasks=len(set(TASKS)))
-    prompts = (list(dict.fromkeys(clips.captions))[:8] if clips else
-               [p for p in PROMPTS if {*words_of(p)} <= {*config["vocabulary"]}])
-    settings = {"prompts": prompts} | settings  # of the samples; a resumed run keeps its own
-    if clips and settings.setdefault("clips", clips.fingerprint) != clips.fingerprint:
-        print("note: the clips have changed since the run began, so it will not go on exactly as "
-              "it would have", file=sys.stderr)
+    settings.setdefault("prompts", list(dict.fromkeys(captions))[:8] or  # of the sample strips
+                        [p for p in PROMPTS if {*words_of(p)} <= {*config["vocabulary"]}])
     if settings["upscale_steps"] and "upscale" not in config:
         config["upscale"] = asdict(replace(UPSCALER, context_width=config["text"]["width"],
                                            latent_channels=64 * config["vae"]["channels"]))
     amp = args.amp if args.amp != "auto" else "bf16" if device.type == "cuda" else "off"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
-    return settings, config, dtype
+    return settings, config, dtype, clips
 
 
 def main(argv=None):
@@ -480,7 +475,7 @@ def main(argv=None):
     args = parse(argv)
     try:
         device = device_for(args.device)
-        out = args.out or Path("runs") / Path(args.data or MADE).resolve().name
+        out = args.out or Path("runs") / Path(args.data or MADE).name
         path, saved = out / "checkpoint.pt", None
         if path.exists() and not args.resume:
             raise UserError(f"{path} exists: add --resume to continue that run, or name another "
@@ -492,9 +487,7 @@ def main(argv=None):
                                 "from it")
         elif args.resume:
             print(f"note: no {path} yet, so the run starts from the beginning")
-        args.data = data_named(args, saved)
-        clips = None if args.data == MADE else data.FolderClips(args.data, out)
-        settings, config, dtype = settings_for(args, saved, device, clips)
+        settings, config, dtype, clips = settings_for(args, saved, device, out)
         run(settings, config, dtype, args.compile, out, saved, device, clips)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

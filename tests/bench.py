@@ -40,7 +40,7 @@ def main():
     flags = train.parse(["--preset", args.preset, "--digits", "drawn", "--amp", args.amp])
     flags.batch_size = args.batch_size
     device = device_for(args.device)
-    settings, config, dtype = train.settings_for(flags, None, device)
+    settings, config, dtype, _ = train.settings_for(flags, None, device)
     source = functools.partial(data.make_scenes, captions=settings["captions"],
                                digits=data.load_digits("train", "drawn"))
     model = build(config).to(device)

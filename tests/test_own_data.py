@@ -17,7 +17,7 @@ import train
 import unet3d
 import vae
 
-DIGITS = data.load_digits("train", "drawn")
+DIGITS = data.load_digits("train", "drawn", None)  # as the commands call it: drawn once
 ALL = np.arange(65)
 
 
@@ -233,7 +233,7 @@ def test_files_that_cannot_be_read_are_listed_and_skipped(tmp_path, capfd):
     assert clips.captions == ["a ramp"]
     said = capfd.readouterr().err
     assert said.count("\n") == 2 and "Traceback" not in said and " more" in said
-    info = json.loads((tmp_path / "out" / "clips.json").read_text())
+    [info] = json.loads((tmp_path / "out" / "clips.json").read_text()).values()
     assert "no clip.txt" in info["notes"][1]
     assert len(bad) == 13
 

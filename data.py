@@ -67,7 +67,6 @@ MOTIONS = ({name: (d, d) for name, d in STRAIGHT.items()}
            | {"bouncing left and right": ((0, 1), (0, 1)), "bouncing up and down": ((1, 0), (1, 0)),
               "standing still": ((0, 0), (0, 0))})
 NAMES = list(MOTIONS)
-STEADY = [-1, NAMES.index("standing still"), *map(NAMES.index, STRAIGHT)]  # the same all the time
 BOUNCES = np.array([name.startswith("bouncing") for name in NAMES])
 KINDS = ("straight", "turn", "bounce", "still", "subject only", "two digits", "two moving")
 WORDS = {"full": [*NUMBERS, *"0123456789", *SUBJECTS, *VERBS, *ADVERBS, *NAMES, "two digits"],
@@ -288,10 +287,6 @@ class Scenes:
         room = (SIZE - self.size)[:, None, None, None]
         bounces = BOUNCES[self.motion][:, :, None, None]
         return np.where(bounces, reflect(free, room), free.clip(0, room))
-
-    def steady(self):
-        """Whether each caption holds in every part of the action: bool (n,)."""
-        return np.isin(self.motion, STEADY).all(1)
 
     def carry_on(self, pick, which):
         """These scenes, where `which` (n,) is True as if they continued an earlier clip: begun
@@ -534,22 +529,20 @@ def read_clip(path):
     and size "WxH". It is one action, whatever its length and rate: frame k of n equally long ones
     stands from tick 64 k/n on. Raises `UserError`, and for damaged files whatever imageio does."""
     import imageio.v3 as imageio
-    # important: as MP4 whatever it holds, else ffmpeg would follow a play list to other files
-    plugin, options = "FFMPEG", dict(input_params=["-f", "mov", "-max_pixels", str(MAX_PIXELS)])
-    if path.suffix.lower() == ".gif":
-        plugin, options = "pillow", dict(mode="RGB")
-        with open(path, "rb") as file:  # important: Pillow would run a program in PostScript
-            head = file.read(10)
-        if head[:4] != b"GIF8" or np.frombuffer(head[6:], "<u2").prod(dtype=int) > MAX_PIXELS:
-            raise UserError("no GIF, or too many pixels")
-    frames, shown = [], []
-    with imageio.imopen(path, "r", plugin=plugin) as file:
-        for k, frame in enumerate(file.iter(**options)):
-            if k == MAX_FRAMES:
+    gif, frames, shown = path.suffix.lower() == ".gif", [], []
+    with open(path, "rb") as file:
+        head = file.read(10)
+    # important: no other formats; Pillow runs PostScript, ffmpeg follows play lists to other files
+    if gif and (head[:4] != b"GIF8" or np.frombuffer(head[6:], "<u2").prod(dtype=int) > MAX_PIXELS):
+        raise UserError("no GIF, or too many pixels")
+    mp4 = ["-f", "mov", "-max_pixels", str(MAX_PIXELS)]
+    with imageio.imopen(path, "r", plugin="pillow" if gif else "FFMPEG") as file:
+        for frame in file.iter(mode="RGB") if gif else file.iter(input_params=mp4):
+            if len(frames) == MAX_FRAMES:
                 raise UserError(f"more than {MAX_FRAMES} frames")
-            frames.append(fit(frame).round().byte())
             # a GIF has equal frames in a row as one, shown longer; browsers take 0 ms as 100
-            shown.append(plugin == "pillow" and file.metadata(index=k).get("duration") or 100)
+            shown.append(gif and file.metadata(index=len(frames)).get("duration") or 100)
+            frames.append(fit(frame).round().byte())
     end = np.cumsum(shown)                                                           # n
     now = np.searchsorted(ACTION * end, np.arange(ACTION + 1) * end[-1], side="right")
     frames = torch.stack(frames)[now.clip(max=len(end) - 1)]
@@ -603,9 +596,9 @@ def few(items):
 def decode(root, captions, left_out, part, channels):
     """Write each clip's frames (65 c h w) uint8 into the file `part`, holding one clip at a time.
 
-    Returns what clips.json says; None as soon as a clip has colours where channels = 1.
+    Adds to `left_out`. Returns what clips.json says; None if a clip has colours and channels = 1.
     """
-    kept, left_out = [], dict(left_out)
+    kept = []
     with open(part, "wb") as file:
         size = len(captions) * (ACTION + 1) * channels * SIZE ** 2
         if size > (free := shutil.disk_usage(part.parent).free):
@@ -615,8 +608,7 @@ def decode(root, captions, left_out, part, channels):
             try:
                 frames, *shape = read_clip(path)
             except Exception as error:  # imageio and its plug-ins raise anything for damaged files
-                why = error if isinstance(error, UserError) else type(error).__name__
-                left_out[path] = f"cannot be read ({why})"
+                left_out[path] = f"cannot be read ({error!r:.60})"
                 continue
             if channels == 1:
                 if (frames.amax(1) - frames.amin(1)).max() > GREY:
@@ -637,10 +629,10 @@ def decode(root, captions, left_out, part, channels):
 
 
 class FolderClips:
-    """A folder's GIF and MP4 clips as a source of clips; a draw of n has what `Scenes` has.
+    """A folder's GIF and MP4 clips as a source of clips; a draw has what training asks of `Scenes`.
 
-    Decoded once into `out`/clips.u8 (n 65 c h w) uint8, which is mapped, not read, so that there
-    may be more clips than memory; `out`/clips.json holds what else is known.
+    Decoded once into `out`/clips.u8 (n 65 c h w) uint8, which is mapped, so that there may be more
+    clips than memory; `out`/clips.json holds what else is known.
     """
 
     def __init__(self, folder, out):
@@ -675,11 +667,8 @@ class FolderClips:
         drawn, pick = copy.copy(self), Chooser(seed, "own clips", range(start, start + n))
         drawn.index = pick.below("clip", len(self.captions))                         # n
         drawn.captions = drawn.subjects = [self.captions[i] for i in drawn.index]
+        drawn.motion = np.full((n, 1), -2)                                           # unknown
         return drawn
-
-    def steady(self):
-        """Whether each caption holds in every part of the action (n,): not that we know."""
-        return np.zeros(len(self.index), bool)
 
     def carry_on(self, pick, which):
         """Nothing is known of what came before: a continuation begins with the first frames."""

@@ -80,6 +80,7 @@ KEYS, IMAGE, CONTINUE, FILL, PART = range(5)
 TASKS = np.repeat(range(5), [9, 1, 2, 3, 1])
 KNOWN = np.arange(WINDOW) < np.array([0, 1, CARRIED, 0, 0])[:, None]             # task f
 KNOWN[FILL, ::2] = True
+STEADY = [-1, data.NAMES.index("standing still"), *map(data.NAMES.index, data.STRAIGHT)]
 
 
 # ---- data of one step ----------------------------------------------------------------------------
@@ -102,8 +103,9 @@ def make_batch(stage, step, n, settings, source, device):
     start = np.where(task == CONTINUE, -4 * (CARRIED - 1), start)
     ticks = start[:, None] + stride[:, None] * frame                              # n f
     # a part of the action shows what its caption says only where that holds all the time
+    steady = np.isin(scenes.motion, STEADY).all(1)
     random = (pick.below("bits", 2 ** WINDOW)[:, None] >> frame & 1) == 1
-    known_mask = np.where(((task == PART) & ~scenes.steady())[:, None], random, KNOWN[task])
+    known_mask = np.where(((task == PART) & ~steady)[:, None], random, KNOWN[task])
     scenes = scenes.carry_on(pick, task == CONTINUE)
     return (scenes.render(ticks, device), scenes.captions, torch.from_numpy(stride),
             torch.from_numpy(known_mask))

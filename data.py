@@ -10,25 +10,35 @@ is the same clip on every machine, whatever the batch size, and nothing has to b
 The digits are MNIST's (LeCun et al. 1998), or, where there is no MNIST and no network, drawn from
 pen strokes. Moving MNIST: Srivastava et al. 2015 (arXiv:1502.04681); its captions: Mittal et al.
 2017, "Sync-DRAW" (arXiv:1611.10314). Ours bind motion to time, so that obedience can be measured.
-Run `python data.py` for a contact sheet and the grammar.
+`FolderClips` gives clips of the user's own in their place. Run `python data.py` for a contact sheet
+and the grammar, `python data.py --export DIR` to write such a folder.
 """
 
+import argparse
+import copy
+import csv
+import fileinput
 import functools
 import gzip
 import hashlib
 import http.client
+import json
 import os
+import re
+import shlex
+import shutil
 import sys
 import urllib.request
 import zlib
 from dataclasses import dataclass, replace
-from itertools import permutations, product
+from itertools import chain, permutations, product
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from tqdm import tqdm
 
 SIZE = 64         # pixels: height and width of a frame
 ACTION = 64       # ticks in the whole action, 20 a second
@@ -471,21 +481,208 @@ def sharpen(bitmaps, scale):
     return F.avg_pool2d(((large - .5) * 4 + .5).clamp(0, 1), 8 // scale)[:, 0]
 
 
+COLOURS = {"red": (255, 60, 60), "green": (60, 220, 60), "blue": (80, 120, 255),
+           "yellow": (255, 230, 60), "pink": (255, 100, 220), "white": (255, 255, 255)}
+
+
 def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device="cpu",
-                    captions="full", digits=None):
+                    captions="full", digits=None, colour=False):
     """Clips start ... start + n - 1: x (n c=1 f h=64 w=64) in [-1, 1], captions, truth (`Scenes`).
 
     num_frames: 16 or 17, 32 or 33, 64 or 65: the whole action at 5, 10 or 20 frames a second.
+    colour: c = 3 and "a red 3 moving left", for captions="four".
     The same (seed, split, index) gives the same clip on every machine (pixels within 1/255).
     """
     if num_frames not in STRIDES:
         raise UserError(f"num_frames is {num_frames}, but must be one of {list(STRIDES)}")
     scenes = make_scenes(n, seed=seed, start=start, split=split, captions=captions, digits=digits)
-    ticks = np.arange(num_frames) * STRIDES[num_frames]
-    return scenes.render(ticks, device), scenes.captions, scenes
+    x, texts = scenes.render(np.arange(num_frames) * STRIDES[num_frames], device), scenes.captions
+    if colour:
+        pick = Chooser(seed, "colour", range(start, start + n)).below("colour", len(COLOURS))
+        ink = torch.tensor(list(COLOURS.values()), device=device)[pick] / 255
+        x = (x + 1) * rearrange(ink, "n c -> n c 1 1 1") - 1
+        texts = [f"a {list(COLOURS)[k]}{text.removeprefix('a')}" for k, text in zip(pick, texts)]
+    return x, texts, scenes
 
 
-# ---- files ---------------------------------------------------------------------------------------
+# ---- own clips: a folder of GIF and MP4 files ----------------------------------------------------
+
+MAX_FRAMES = 2000           # of a clip
+MAX_PIXELS = 4096 * 4096    # of a frame; more would rather be an attack on memory
+MAX_WORDS = 64              # of a caption; the rest is cut
+GREY = 16                   # largest difference of a pixel's channels in a grey clip (MP4 is lossy)
+
+
+def fit(picture, size=SIZE):
+    """A picture (h w c) uint8 -> (c size size) float in 0 ... 255, c = 1 or 3: its longer side fits
+    the frame, black fills the rest."""
+    rgb = rearrange(torch.as_tensor(picture).float(), "h w c -> 1 c h w")
+    rgb = rgb[:, :3 if rgb.shape[1] > 2 else 1]
+    h, w = (max(1, round(side * size / max(rgb.shape[2:]))) for side in rgb.shape[2:])
+    top, left = (size - h) // 2, (size - w) // 2
+    small = F.interpolate(rgb, (h, w), mode="bilinear", antialias=True)[0]
+    return F.pad(small, (left, size - w - left, top, size - h - top))
+
+
+def read_clip(path):
+    """A GIF or MP4 file -> what it shows at ticks 0 ... 64 (65 c=3 h w) uint8, its number of frames
+    and size "WxH". It is one action, whatever its length and rate: frame k of n equally long ones
+    stands from tick 64 k/n on. Raises `UserError`, and for damaged files whatever imageio does."""
+    import imageio.v3 as imageio
+    gif, frames, shown = path.suffix.lower() == ".gif", [], []
+    with open(path, "rb") as file:
+        head = file.read(10)
+    # important: no other formats; Pillow runs PostScript, ffmpeg follows play lists to other files
+    if gif and (head[:4] != b"GIF8" or np.frombuffer(head[6:], "<u2").prod(dtype=int) > MAX_PIXELS):
+        raise UserError("no GIF, or too many pixels")
+    mp4 = ["-f", "mov", "-max_pixels", str(MAX_PIXELS)]
+    with imageio.imopen(path, "r", plugin="pillow" if gif else "FFMPEG") as file:
+        for frame in file.iter(mode="RGB") if gif else file.iter(input_params=mp4):
+            if len(frames) == MAX_FRAMES:
+                raise UserError(f"more than {MAX_FRAMES} frames")
+            # a GIF has equal frames in a row as one, shown longer; browsers take 0 ms as 100
+            shown.append(gif and file.metadata(index=len(frames)).get("duration") or 100)
+            frames.append(fit(frame).round().byte())
+    end = np.cumsum(shown)                                                           # n
+    now = np.searchsorted(ACTION * end, np.arange(ACTION + 1) * end[-1], side="right")
+    frames = torch.stack(frames)[now.clip(max=len(end) - 1)]
+    return frames, len(end), f"{frame.shape[1]}x{frame.shape[0]}"
+
+
+def caption_rows(path):
+    """(clip, caption) pairs of a metadata.csv or metadata.jsonl (the Hugging Face folder
+    convention), or of a .txt; `UserError` for a wrong one."""
+    with fileinput.FileInput(path, encoding="utf-8-sig", errors="replace") as lines:
+        try:
+            for row in (csv.DictReader(lines, strict=True) if path.suffix == ".csv" else
+                        map(json.loads, filter(str.strip, lines)) if path.suffix == ".jsonl" else
+                        [dict(file_name=path, text="".join(lines))]):
+                if "\ufffd" in row["text"] + "":  # must be a string, and UTF-8
+                    raise ValueError
+                yield Path(os.path.normpath(path.parent / row["file_name"])), row["text"]
+        except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
+            raise UserError(f"{path}, line {lines.lineno()}: this is no file_name and text in "
+                            "UTF-8") from None
+
+
+def find_captions(root):
+    """The clips in a folder and its sub-folders, {path: caption}, and {path: why} it is left out.
+
+    Only files that lie in the folder are clips, or are opened at all, whatever captions name.
+    """
+    files = sorted(path for path in root.rglob("*")
+                   if path.is_file() and path.resolve().is_relative_to(root))
+    captions = {path: "" for path in files if path.suffix.lower() in (".gif", ".mp4")}
+    beside, left_out = {path.with_suffix(".txt"): path for path in captions}, {}
+    told = [path for path in files
+            if path.suffix == ".txt" or path.name in ("metadata.csv", "metadata.jsonl")]
+    for path, text in chain.from_iterable(map(caption_rows, told)):
+        path = beside.get(path, path)
+        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        if path not in captions:
+            left_out[path] = "is no GIF or MP4 file in the folder"
+        elif not captions[path]:
+            captions[path] = re.match(rf"(\W*\w+){{0,{MAX_WORDS}}}", text)[0]
+    left_out |= {path: "has no caption in words" for path, text in captions.items() if not text}
+    return {path: text for path, text in captions.items() if text}, left_out
+
+
+def few(items):
+    """The first of some items, sorted, in words, and how many more there are."""
+    more = f" and {len(items) - 10:,} more" if len(items) > 10 else ""
+    return ", ".join(map(str, sorted(items)[:10])) + more
+
+
+def decode(root, captions, left_out, part, channels):
+    """Write each clip's frames (65 c h w) uint8 into the file `part`, holding one clip at a time.
+
+    Adds to `left_out`. Returns what clips.json says; None if a clip has colours and channels = 1.
+    """
+    kept = []
+    with open(part, "wb") as file:
+        size = len(captions) * (ACTION + 1) * channels * SIZE ** 2
+        if size > (free := shutil.disk_usage(part.parent).free):
+            raise UserError(f"the clips take {size / 1e9:.2f} GB, and {part.parent} has "
+                            f"{free / 1e9:.2f} left: name another disk's folder with --out")
+        for path, caption in tqdm(captions.items(), desc="decoding", disable=None):
+            try:
+                frames, *shape = read_clip(path)
+            except Exception as error:  # imageio and its plug-ins raise anything for damaged files
+                left_out[path] = f"cannot be read ({error!r:.60})"
+                continue
+            if channels == 1:
+                if (frames.amax(1) - frames.amin(1)).max() > GREY:
+                    return None
+                frames = frames.float().mean(1).round().byte()
+            file.write(frames.numpy().tobytes())
+            kept.append((caption, *shape))
+    why = few([f"{os.path.relpath(path, root)!r} {why}" for path, why in left_out.items()])
+    if not kept:
+        part.unlink()
+        raise UserError(f"{root} has no clip to train on: {why or 'there is no GIF or MP4 file'}")
+    captions, lengths, sizes = zip(*kept)
+    notes = [f"note: {len(kept):,} {'grey' if channels == 1 else 'colour'} clips of "
+             f"{few({*lengths})} frames and {few({*sizes})} pixels are each fitted to one action "
+             f"of 3.2 seconds and to {SIZE}x{SIZE} pixels, black around"]
+    notes += [f"note: left out: {why}"] if why else []
+    return dict(captions=captions, channels=channels, notes=notes)
+
+
+class FolderClips:
+    """A folder's GIF and MP4 clips as a source of clips; a draw has what training asks of `Scenes`.
+
+    Decoded once into `out`/clips.u8 (n 65 c h w) uint8, which is mapped, so that there may be more
+    clips than memory; `out`/clips.json holds what else is known.
+    """
+
+    def __init__(self, folder, out):
+        root, out = Path(folder).resolve(), Path(out)
+        captions, left_out = find_captions(root)
+        stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in captions]
+        self.fingerprint = hashlib.sha256(
+            repr((stats, captions, left_out, SIZE, ACTION)).encode()).hexdigest()
+        try:
+            self.open(out)
+        except (OSError, ValueError, KeyError, TypeError):  # none yet, or others, or damaged
+            out.mkdir(parents=True, exist_ok=True)
+            part = out / "clips.part"
+            info = (decode(root, captions, left_out, part, 1)  # grey as long as it can be
+                    or decode(root, captions, left_out, part, 3))
+            (out / "clips.json").unlink(missing_ok=True)  # so that the two never disagree
+            part.replace(out / "clips.u8")
+            part.write_text(json.dumps({self.fingerprint: info}))
+            part.replace(out / "clips.json")
+            self.open(out)
+
+    def open(self, out):
+        """Map what was decoded from the same files, and say what it is."""
+        info = json.loads((out / "clips.json").read_text())[self.fingerprint]
+        self.captions, self.channels = info["captions"], info["channels"]
+        self.frames = np.memmap(out / "clips.u8", np.uint8, "r", shape=(
+            len(self.captions), ACTION + 1, self.channels, SIZE, SIZE))
+        print(*info["notes"], sep="\n", file=sys.stderr)
+
+    def __call__(self, n, *, seed=0, start=0):
+        """Draws start ... start + n - 1, each a clip that a hash of (seed, draw) chooses."""
+        drawn, pick = copy.copy(self), Chooser(seed, "own clips", range(start, start + n))
+        drawn.index = pick.below("clip", len(self.captions))                         # n
+        drawn.captions = drawn.subjects = [self.captions[i] for i in drawn.index]
+        drawn.motion = np.full((n, 1), -2)                                           # unknown
+        return drawn
+
+    def carry_on(self, pick, which):
+        """Nothing is known of what came before: a continuation begins with the first frames."""
+        return self
+
+    def render(self, ticks, device="cpu"):
+        """Clips (n c f h w) in [-1, 1] at `ticks` (f,) or (n f); windows that would begin before
+        tick 0 are moved to begin there."""
+        ticks = ticks - np.min(ticks, -1, keepdims=True).clip(max=0)
+        x = torch.from_numpy(self.frames[self.index[:, None], ticks.astype(int)]).to(device)
+        return rearrange(x, "n f c h w -> n c f h w").float() / 127.5 - 1
+
+
+# ---- writing files -------------------------------------------------------------------------------
 
 def check_clip_path(path):
     """Raise `UserError` unless `write_clip` can write to `path`: to be asked before long work."""
@@ -522,9 +719,55 @@ def write_clip(x, path, fps=10):
     imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
 
 
+def export(folder, n, **options):
+    """Write training clips 0 ... n - 1 into an empty folder, as --data takes them: GIFs of all 65
+    ticks at 20 frames a second, and metadata.csv. options: those of `captioned_clips`."""
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty: name a new folder with --export")
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("file_name", "text"))
+        for i in tqdm(range(n), desc="writing", disable=None):
+            x, captions, _ = captioned_clips(1, start=i, num_frames=65, **options)
+            write_clip(x, folder / f"{i:06d}.gif", fps=20)
+            rows.writerow((f"{i:06d}.gif", *captions))
+
+
+def main(argv=None):
+    """Runs the command; returns its exit status."""
+    p = argparse.ArgumentParser(description="Shows the grammar and, in data.png, some clips of "
+                                "captioned Moving MNIST; or writes clips as files.")
+    p.add_argument("--export", metavar="DIR", help="write a folder of GIFs for train.py --data")
+    p.add_argument("--num", type=int, metavar="N", help="clips (default: 2000 files, or 12 rows)")
+    p.add_argument("--captions", choices=tuple(WORDS), help="default: full where only shown")
+    p.add_argument("--colour", action="store_true", help='paint digits: "a red 3 moving left"')
+    p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument("--digits", default="auto", choices=("auto", "mnist", "drawn"))
+    p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
+    args = p.parse_args(argv)
+    captions = args.captions or ("four" if args.export or args.colour else "full")
+    n = (2000 if args.export else 12) if args.num is None else args.num
+    try:
+        if n < 1 or args.seed < 0 or args.colour and captions == "full":
+            raise UserError("--num must be 1 or more, --seed 0 or more, and --colour goes with "
+                            "--captions four only")
+        options = dict(seed=args.seed, captions=captions, colour=args.colour,
+                       digits=load_digits("train", args.digits, args.data_root))
+        if args.export:
+            export(args.export, n, **options)
+            print(f"{n} clips: python train.py --data {shlex.quote(args.export)}")
+        else:
+            x, texts, _ = captioned_clips(n, num_frames=16, **options)
+            write_clip(x, "data.png", fps=5)
+            print(GRAMMAR, "\ndata.png: 16 key frames of each clip, a row per caption", *texts,
+                  sep="\n")
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    print(GRAMMAR, "\n")
-    x, captions, _ = captioned_clips(12, num_frames=16)
-    write_clip(x, "data.png", fps=5)
-    print("data.png: 16 key frames of each of these clips, a row per caption")
-    print("\n".join(captions))
+    sys.exit(main())

@@ -299,7 +299,7 @@ def read_frames(x, classifier):
     """
     f = x.shape[2]
     light = reduce((x.float().nan_to_num(-1).clamp(-1, 1) + 1) / 2, "b c f h w -> (b f) 1 h w",
-                   "mean")
+                   "max")
     ink = light * (light > INK) * (F.avg_pool2d(light, 3, 1, 1) > INK / 2)   # no lonely pixels
     light, ink = light[:, 0], ink[:, 0]                                              # n=(b f) h w
     one, two, part = look(ink)

@@ -28,7 +28,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from data import UserError, check_clip_path, write_clip
+from data import UserError, check_clip_path, fit, write_clip
 from diffusion import SAMPLERS, Diffusion, T, guide
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import STRIDES, UNet3D, UNetConfig
@@ -400,21 +400,19 @@ def read_picture(path, model):
     says what was done: its longer side fits the frame, black fills the rest."""
     import imageio.v3 as imageio
     try:
-        picture = torch.from_numpy(np.atleast_3d(imageio.imread(path)))
+        with open(path, "rb") as file:  # important: PostScript is a program, which Pillow would run
+            if file.read(4) in (b"%!PS", b"\xc5\xd0\xd3\xc6"):
+                raise UserError("PostScript")
+        picture = np.atleast_3d(imageio.imread(path, plugin="pillow"))
     except Exception as error:  # imageio raises what its plug-ins raise
         raise UserError(f"{path} cannot be read as a picture ({type(error).__name__}): name a "
                         "PNG, JPEG or GIF file") from None
     picture = picture[0] if picture.ndim == 4 else picture                              # h w c
-    if picture.dtype != torch.uint8 or min(picture.shape[:2]) < 1:
+    if picture.dtype != np.uint8 or min(picture.shape[:2]) < 1:
         raise UserError(f"{path} is no picture with 8 bits a colour: save it as a plain PNG")
     size, c = model.config["size"], model.vae.config.channels
-    h, w, colours = picture.shape
-    rgb = rearrange(picture, "h w c -> 1 c h w").float()[:, :3 if colours > 2 else 1]
-    rgb = rgb.mean(1, keepdim=True) if c == 1 else rgb.expand(1, 3, h, w)
-    fit = [max(1, round(side * size / max(h, w))) for side in (h, w)]
-    small = nn.functional.interpolate(rgb, fit, mode="bilinear", antialias=True)
-    x, (top, left) = torch.zeros(c, 1, size, size), [(size - side) // 2 for side in fit]
-    x[:, 0, top:top + fit[0], left:left + fit[1]] = small[0]
+    x, (h, w) = fit(picture, size), picture.shape[:2]
+    x = rearrange(x.mean(0, keepdim=True) if c == 1 else x.expand(3, -1, -1), "c h w -> c 1 h w")
     return x / 127.5 - 1, (f"{path}: {w}x{h} pixels fitted to {size}x{size} in "
                            f"{'grey' if c == 1 else 'colour'}, black around")
 

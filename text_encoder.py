@@ -24,6 +24,11 @@ from torch import nn
 PADDING = 0
 
 
+def words_of(caption):
+    """A caption's words in lower case, in its order."""
+    return re.findall(r"\w+", caption.lower())
+
+
 class Tokenizer:
     """Lower-case words -> integers 1 ... len(words); 0 is padding.
 
@@ -36,7 +41,7 @@ class Tokenizer:
 
     def __call__(self, captions):
         """List of b strings -> tokens (b n) int64. Unknown words are left out, with a warning."""
-        split = [re.findall(r"\w+", caption.lower()) for caption in captions]
+        split = [words_of(caption) for caption in captions]
         unknown = sorted({word for words in split for word in words} - self.index.keys())
         if unknown:
             warnings.warn(f"words the model never saw are left out: {', '.join(unknown[:20])}; it "

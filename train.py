@@ -1,6 +1,7 @@
 """Train everything on captioned Moving MNIST: the autoencoder, then captioned stills, then clips.
 
     python train.py --data moving_mnist_captions            --preset tiny on a CPU, base on a GPU
+    python train.py --data FOLDER                           on GIF and MP4 clips of your own
 
 Stages, in this order:
     vae     frames -> latents -> frames                             (Latent Diffusion)
@@ -20,9 +21,11 @@ import copy
 import csv
 import math
 import os
+import shlex
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ from data import UserError
 from diffusion import PREDICTIONS, SCHEDULES, T
 from sample import (CARRIED, DETAIL, PATCH, WINDOW, build, device_for, enlarge, generate, number,
                     read_checkpoint, restore, seeded, to_patches, upscale, upscaler)
-from text_encoder import TextConfig
+from text_encoder import TextConfig, words_of
 from unet3d import UNetConfig
 from vae import VAEConfig
 
@@ -61,6 +64,7 @@ EMA_DECAY = 0.998
 CLIP_NORM = 1.0
 LOG_EVERY = 10
 MEASURED = 16             # batches of 256 frames that the latents' mean and std are measured on
+MADE = "moving_mnist_captions"   # the data that is made on the fly
 PROMPTS = ("a 3 moving left", "a 7 moving up", "a 5 moving down", "a 2 moving right",
            "the digit six sliding down and right quickly", "digit 2 moving right then up",
            "a 8 bouncing left and right", "a 4 moving up and a 9 moving down")
@@ -81,10 +85,12 @@ STEADY = [-1, data.NAMES.index("standing still"), *map(data.NAMES.index, data.ST
 
 # ---- data of one step ----------------------------------------------------------------------------
 
-def make_batch(stage, step, n, settings, digits, device):
-    """Step `step`'s clips: x (n c f h w), captions, stride (n,) in ticks, known_mask (n f)."""
-    scenes = data.make_scenes(n, seed=settings["seed"], start=step * n, digits=digits,
-                              captions=settings["captions"])
+def make_batch(stage, step, n, settings, source, device):
+    """Step `step`'s clips: x (n c f h w), captions, stride (n,) in ticks, known_mask (n f).
+
+    source(n, seed=..., start=...) gives them: `data.make_scenes`, or clips of the user's own.
+    """
+    scenes = source(n, seed=settings["seed"], start=step * n)
     pick = data.Chooser(settings["seed"], stage, range(step * n, step * n + n))
     if stage != "clips":  # stills: one frame, any tick, captioned by the subject alone
         ticks = pick.below("tick", data.ACTION + 1)[:, None]
@@ -205,7 +211,7 @@ class Log:
         self.file.flush()
 
 
-def write_samples(folder, stage, step, x, model, ema):
+def write_samples(folder, stage, step, x, model, ema, prompts):
     """Strips at fixed prompts and noise, raw and EMA weights; of the vae, truth and rebuilt."""
     try:
         for name, net in (("raw", model), ("ema", ema)):
@@ -215,8 +221,7 @@ def write_samples(folder, stage, step, x, model, ema):
                             (enlarge(x[:8]), upscale(net, x[:8])))
                 strip = rearrange(torch.stack(pair), "two b c 1 h w -> two c b h w")
             else:
-                known = [p for p in PROMPTS if {*p.split()} <= {*net.tokenizer.words}]
-                strip = generate(net, known, num_frames=16, seed=0)
+                strip = generate(net, prompts, num_frames=16, seed=0)
             data.write_clip(strip, folder / f"{stage}_{step:06d}_{name}.png")
     except ImportError as error:  # a training machine without imageio loses strips, not the run
         print(f"note: no sample strips: {error}", file=sys.stderr)
@@ -224,7 +229,7 @@ def write_samples(folder, stage, step, x, model, ema):
 
 # ---- the loop ------------------------------------------------------------------------------------
 
-def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, digits, log, finish):
+def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, source, log, finish):
     """Run one stage from step `first`; finish(step) writes checkpoint and strips at intervals."""
     device = next(model.parameters()).device
     steps, n = settings[f"{stage}_steps"], settings["batch_size"] * PER_CLIP[stage]
@@ -234,7 +239,7 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, di
     bins, bar = torch.zeros(2, 4, device=device), tqdm(total=steps, initial=first, desc=stage)
     begin = mark = time.perf_counter()
     for step in range(first, steps):
-        x, captions, stride, known_mask = make_batch(stage, step, n, settings, digits, device)
+        x, captions, stride, known_mask = make_batch(stage, step, n, settings, source, device)
         generator = torch.Generator(device).manual_seed(
             seeded(settings["seed"], stage, step).initial_seed())
         with torch.autocast(device.type if dtype else "cpu", dtype or torch.bfloat16,
@@ -244,7 +249,7 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, di
                          diffusion_loss(model, x, captions, stride, known_mask, generator))
             loss = losses.mean()
             if joint := settings["stills_per_clip"] * (stage == "clips"):
-                stills = make_batch("stills", step, n * joint, settings, digits, device)
+                stills = make_batch("stills", step, n * joint, settings, source, device)
                 apart = diffusion_loss(model, *stills, generator)[0].mean()
                 loss = (WINDOW * loss + joint * apart) / (WINDOW + joint)  # frames weigh alike
         optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, peak)
@@ -281,22 +286,25 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, di
     bar.close()
 
 
-def settle_vae(model, ema, settings, digits, device):
+def settle_vae(model, ema, settings, source, device):
     """After the vae stage: take the averaged weights, measure the latents, report the PSNR."""
     model.vae.load_state_dict(ema.vae.state_dict())
-    frames = [make_batch("stills", step, 256, settings, digits, device)[0].squeeze(2)
+    frames = [make_batch("stills", step, 256, settings, source, device)[0].squeeze(2)
               for step in range(MEASURED)]
     model.vae.measure_latents(frames)
     ema.vae.load_state_dict(model.vae.state_dict())
     with torch.no_grad():
         mse = sum((model.vae.decode(model.vae.encode(x[:, :, None])).squeeze(2).clamp(-1, 1) - x)
                   .square().mean().item() for x in frames) / len(frames)
-    print(f"vae: PSNR {10 * math.log10(4 / mse):.1f} dB a frame on training digits")
+    print(f"vae: PSNR {10 * math.log10(4 / mse):.1f} dB a frame on training clips")
 
 
-def run(settings, config, dtype, compiled, out, saved, device):
-    """All stages, from scratch or from the checkpoint `saved`."""
-    digits = data.load_digits("train", settings["digits"], settings["data_root"])
+def run(settings, config, dtype, compiled, out, saved, device, clips=None):
+    """All stages, from scratch or from the checkpoint `saved`; clips: a `FolderClips`, or None for
+    captioned Moving MNIST."""
+    source = clips or partial(
+        data.make_scenes, captions=settings["captions"],
+        digits=data.load_digits("train", settings["digits"], settings["data_root"]))
     torch.manual_seed(settings["seed"])
     if saved:
         fresh = build(config)  # a finished run may be resumed to add super-resolution
@@ -332,31 +340,39 @@ def run(settings, config, dtype, compiled, out, saved, device):
         def finish(stage, step, x, strips):
             """Write the checkpoint, and strips if asked; settle the autoencoder at its end."""
             if stage == "vae" and step == settings["vae_steps"]:
-                settle_vae(model, ema, settings, digits, device)
+                settle_vae(model, ema, settings, source, device)
             if strips:
-                write_samples(out / "samples", stage, step, x, model, ema)
+                write_samples(out / "samples", stage, step, x, model, ema, settings["prompts"])
             save(out / "checkpoint.pt", {
                 "config": config, "settings": settings, "ema": ema.state_dict(),
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(), "progress": (STAGES.index(stage), step)})
 
         train_stage(STAGES[k], step if k == stage else 0, model, ema, optimizer, scaler, dtype,
-                    settings, digits, log, finish)
+                    settings, source, log, finish)
     half = {name: value.half().cpu() for name, value in ema.state_dict().items()}
     save(out / "weights.pt", {"config": config, "ema": half})  # all that sampling needs
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
+def source_name(text):
+    """An argparse type: MADE, or a folder's absolute path."""
+    if text != MADE and not (text and Path(text).is_dir()):  # "" would be the folder we are in
+        raise argparse.ArgumentTypeError(f"{text!r} is neither {MADE} nor a folder of clips")
+    return text if text == MADE else str(Path(text).resolve())
+
+
 def parse(argv):
     """The command's arguments; None where the preset or a resumed run decides."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage=(
         "python train.py --data moving_mnist_captions [options]   (--help lists them)"))
     count = number(int, 1)
-    p.add_argument("--data", default="moving_mnist_captions", choices=("moving_mnist_captions",))
+    p.add_argument("--data", type=source_name, metavar="NAME", help=f"{MADE} (the default), or a "
+                   "folder of GIF and MP4 clips with captions (README, 'Your own clips')")
     p.add_argument("--preset", default="auto", choices=("auto", *PRESETS),
                    help="auto is base on a GPU and tiny on a CPU")
-    p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/DATA)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="the run's folder (default: runs/NAME)")
     p.add_argument("--resume", action="store_true",
                    help="continue the run in --out; its settings hold unless given again")
     p.add_argument("--vae-steps", type=count, metavar="N", help="steps of the autoencoder's stage")
@@ -389,16 +405,16 @@ def parse(argv):
     return p.parse_args(argv)
 
 
-DEFAULTS = dict(seed=0, digits="auto", data_root=None, captions="full", schedule="cosine",
-                predict="v", stills_per_clip=0, upscale_steps=0)  # a preset may say otherwise
+DEFAULTS = dict(data=MADE, seed=0, digits="auto", data_root=None, captions="full", predict="v",
+                schedule="cosine", stills_per_clip=0, upscale_steps=0)  # a preset may say otherwise
 FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAULTS)
 
 
 def check_resumed(args, settings, saved):
     """Raise `UserError` where flags would make a resumed run another one."""
-    began = saved["settings"] | {"preset": saved["config"]["preset"]}
+    began = {"data": MADE} | saved["settings"] | {"preset": saved["config"]["preset"]}
     given = {"preset": None if args.preset == "auto" else args.preset}
-    given |= {flag: getattr(args, flag) for flag in ("captions", "schedule", "predict")}
+    given |= {flag: getattr(args, flag) for flag in ("data", "captions", "schedule", "predict")}
     for flag, value in given.items():
         if value not in (None, began[flag]):
             raise UserError(f"the run began with --{flag} {began[flag]}, not {value}: leave the "
@@ -410,8 +426,9 @@ def check_resumed(args, settings, saved):
                         f"{settings[name]}: give it more, or leave the flag out")
 
 
-def settings_for(args, saved, device):
-    """The run's settings: the preset's, then the resumed checkpoint's, then the flags given."""
+def settings_for(args, saved, device, out=None):
+    """The run's settings: the preset's, then the resumed checkpoint's, then the flags given; its
+    config and precision; and its source of clips, if that is a folder, decoded into `out`."""
     preset = args.preset if args.preset != "auto" else "tiny" if device.type == "cpu" else "base"
     settings = DEFAULTS | PRESETS[preset] | (saved["settings"] if saved else {})
     settings |= {flag: getattr(args, flag) for flag in FLAGS if getattr(args, flag) is not None}
@@ -419,22 +436,40 @@ def settings_for(args, saved, device):
         print("note: --predict eps takes the linear schedule, as in DDPM: at the cosine's last "
               "step, x0 = (xt - s eps) / a divides by 5e-5")
         settings["schedule"] = "linear"
-    vae, unet = settings.pop("vae", None), settings.pop("unet", None)
+    vae, unet = settings.pop("vae"), settings.pop("unet")
+    if saved:
+        check_resumed(args, settings, saved)
+    clips, captions = None, []
+    if settings["data"] != MADE:
+        if args.captions or args.digits or args.data_root or settings["upscale_steps"]:
+            raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
+                            f"{MADE}, whose truth is known: leave them out")
+        clips = data.FolderClips(settings["data"], out)
+        captions, vae = clips.captions, replace(vae, channels=clips.channels)
+        if settings.setdefault("clips", clips.fingerprint) != clips.fingerprint:
+            print("note: the clips have changed since the run began, so it will not go on exactly "
+                  "as it would have", file=sys.stderr)
     if saved:
         config = saved["config"]
-        check_resumed(args, settings, saved)
+        if clips and clips.channels != config["vae"]["channels"]:
+            raise UserError("the clips have changed between grey and colour since the run began: "
+                            "begin another run with --out")
     else:
-        words = data.VOCABULARY[settings["captions"]]
-        text = TextConfig(vocabulary=len(words), width=unet.context_width)
+        split = [words_of(caption) for caption in captions]
+        words = sorted(set().union(*split)) or data.VOCABULARY[settings["captions"]]
+        text = TextConfig(vocabulary=len(words), width=unet.context_width,
+                          length=max([TextConfig.length, *map(len, split)]))
         config = dict(vae=asdict(vae), text=asdict(text), unet=asdict(unet), size=data.SIZE,
                       vocabulary=words, schedule=settings["schedule"],
                       predict=settings["predict"], preset=preset, tasks=len(set(TASKS)))
+    settings.setdefault("prompts", list(dict.fromkeys(captions))[:8] or  # of the sample strips
+                        [p for p in PROMPTS if {*words_of(p)} <= {*config["vocabulary"]}])
     if settings["upscale_steps"] and "upscale" not in config:
         config["upscale"] = asdict(replace(UPSCALER, context_width=config["text"]["width"],
                                            latent_channels=PATCH**2 * config["vae"]["channels"]))
     amp = args.amp if args.amp != "auto" else "bf16" if device.type == "cuda" else "off"
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
-    return settings, config, dtype
+    return settings, config, dtype, clips
 
 
 def main(argv=None):
@@ -442,7 +477,7 @@ def main(argv=None):
     args = parse(argv)
     try:
         device = device_for(args.device)
-        out = args.out or Path("runs") / args.data
+        out = args.out or Path("runs") / Path(args.data or MADE).name
         path, saved = out / "checkpoint.pt", None
         if path.exists() and not args.resume:
             raise UserError(f"{path} exists: add --resume to continue that run, or name another "
@@ -454,12 +489,13 @@ def main(argv=None):
                                 "from it")
         elif args.resume:
             print(f"note: no {path} yet, so the run starts from the beginning")
-        settings, config, dtype = settings_for(args, saved, device)
-        run(settings, config, dtype, args.compile, out, saved, device)
+        settings, config, dtype, clips = settings_for(args, saved, device, out)
+        run(settings, config, dtype, args.compile, out, saved, device, clips)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f'done: python sample.py "a 3 moving left" --checkpoint {path}')
+    print(f"done: python sample.py {shlex.quote(settings['prompts'][0])} --checkpoint "
+          f"{shlex.quote(str(path))}")
     return 0
 
 

@@ -8,6 +8,7 @@ of sampling, and peak memory.
 
 import argparse
 import copy
+import functools
 import resource
 import sys
 import time
@@ -39,8 +40,9 @@ def main():
     flags = train.parse(["--preset", args.preset, "--digits", "drawn", "--amp", args.amp])
     flags.batch_size = args.batch_size
     device = device_for(args.device)
-    settings, config, dtype = train.settings_for(flags, None, device)
-    digits = data.load_digits("train", "drawn")
+    settings, config, dtype, _ = train.settings_for(flags, None, device)
+    source = functools.partial(data.make_scenes, captions=settings["captions"],
+                               digits=data.load_digits("train", "drawn"))
     model = build(config).to(device)
     print(f"{args.preset}, batch {settings['batch_size']}, {device}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, "
@@ -61,7 +63,7 @@ def main():
                 torch.cuda.synchronize()
             begin = time.perf_counter()
             train.train_stage(stage, 0, model, ema, optimizer, scaler, dtype,
-                              settings | {f"{stage}_steps": n}, digits, NoLog(),
+                              settings | {f"{stage}_steps": n}, source, NoLog(),
                               lambda *a, **k: None)
             if device.type == "cuda":
                 torch.cuda.synchronize()

@@ -373,7 +373,7 @@ def test_requirements_match_imports():
 
 def test_readme_names_every_flag_and_its_commands_parse(capsys):
     readme = (ROOT / "README.md").read_text()
-    for show in (train.parse, sample.parse, metrics.main):
+    for show in (train.parse, sample.parse, metrics.main, data.main):
         with pytest.raises(SystemExit):
             show(["--help"])
     flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}

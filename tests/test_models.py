@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -220,9 +221,9 @@ def test_every_parameter_moves_within_three_steps():
     before = copy.deepcopy(model.state_dict())
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, weight_decay=0)
-    settings = dict(seed=0, captions="full")
+    source = partial(data.make_scenes, digits=data.load_digits("train", "drawn"))
     for step in range(3):
-        batch = make_batch("clips", step, 48, settings, data.load_digits("train", "drawn"), "cpu")
+        batch = make_batch("clips", step, 48, dict(seed=0), source, "cpu")
         loss, _ = diffusion_loss(model, *batch, seeded(step))
         loss.mean().backward()
         optimizer.step()
@@ -264,9 +265,8 @@ def test_parameter_budgets():
 
 def test_clip_windows_teach_every_task():
     """Shares, strides and known frames of the training windows; never is every frame known."""
-    settings = dict(seed=0, captions="full")
-    digits = data.load_digits("train", "drawn")
-    x, captions, stride, known = train.make_batch("clips", 3, 640, settings, digits, "cpu")
+    source = partial(data.make_scenes, digits=data.load_digits("train", "drawn"))
+    x, captions, stride, known = train.make_batch("clips", 3, 640, dict(seed=0), source, "cpu")
     assert x.shape == (640, 1, 17, 64, 64) and set(stride.tolist()) == {1, 2, 4}
     count = known.sum(1)
     whole = (stride == 4) & (count == 0)

@@ -574,8 +574,7 @@ def find_captions(root):
                    if path.is_file() and path.resolve().is_relative_to(root))
     captions = {path: "" for path in files if path.suffix.lower() in (".gif", ".mp4")}
     beside, left_out = {path.with_suffix(".txt"): path for path in captions}, {}
-    told = [path for path in files
-            if path.suffix == ".txt" or path.name in ("metadata.csv", "metadata.jsonl")]
+    told = [f for f in files if f.suffix == ".txt" or f.name in ("metadata.csv", "metadata.jsonl")]
     for path, text in chain.from_iterable(map(caption_rows, told)):
         path = beside.get(path, path)
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -608,7 +607,8 @@ def decode(root, captions, left_out, part, channels):
             try:
                 frames, *shape = read_clip(path)
             except Exception as error:  # imageio and its plug-ins raise anything for damaged files
-                left_out[path] = f"cannot be read ({error!r:.60})"
+                why = error if isinstance(error, UserError) else type(error).__name__
+                left_out[path] = f"cannot be read ({why})"
                 continue
             if channels == 1:
                 if (frames.amax(1) - frames.amin(1)).max() > GREY:
@@ -621,11 +621,11 @@ def decode(root, captions, left_out, part, channels):
         part.unlink()
         raise UserError(f"{root} has no clip to train on: {why or 'there is no GIF or MP4 file'}")
     captions, lengths, sizes = zip(*kept)
-    notes = [f"note: {len(kept):,} {'grey' if channels == 1 else 'colour'} clips of "
-             f"{few({*lengths})} frames and {few({*sizes})} pixels are each fitted to one action "
-             f"of 3.2 seconds and to {SIZE}x{SIZE} pixels, black around"]
-    notes += [f"note: left out: {why}"] if why else []
-    return dict(captions=captions, channels=channels, notes=notes)
+    note = (f"note: {len(kept):,} {'grey' if channels == 1 else 'colour'} clips of "
+            f"{few({*lengths})} frames and {few({*sizes})} pixels are each fitted to one action of "
+            f"3.2 seconds and to {SIZE}x{SIZE} pixels, black around"
+            + f"\nnote: left out: {why}" * bool(why))
+    return dict(captions=captions, channels=channels, note=note)
 
 
 class FolderClips:
@@ -660,7 +660,7 @@ class FolderClips:
         self.captions, self.channels = info["captions"], info["channels"]
         self.frames = np.memmap(out / "clips.u8", np.uint8, "r", shape=(
             len(self.captions), ACTION + 1, self.channels, SIZE, SIZE))
-        print(*info["notes"], sep="\n", file=sys.stderr)
+        print(info["note"], file=sys.stderr)
 
     def __call__(self, n, *, seed=0, start=0):
         """Draws start ... start + n - 1, each a clip that a hash of (seed, draw) chooses."""
@@ -723,9 +723,9 @@ def export(folder, n, **options):
     """Write training clips 0 ... n - 1 into an empty folder, as --data takes them: GIFs of all 65
     ticks at 20 frames a second, and metadata.csv. options: those of `captioned_clips`."""
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder} is not empty: name a new folder with --export")
     folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: name a new folder with --export")
     with open(folder / "metadata.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("file_name", "text"))

@@ -21,7 +21,9 @@ import copy
 import csv
 import math
 import os
+import re
 import shlex
+import signal
 import sys
 import time
 from dataclasses import asdict, replace
@@ -30,7 +32,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from einops import rearrange
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
@@ -83,15 +88,57 @@ KNOWN[FILL, ::2] = True
 STEADY = [-1, data.NAMES.index("standing still"), *map(data.NAMES.index, data.STRAIGHT)]
 
 
+# ---- several processes, and being asked to stop --------------------------------------------------
+
+SIGNALS = []  # the numbers of those that asked this process to stop
+
+
+class Stopped(Exception):
+    """Raised with (signal, stage, step) when everything up to that step is saved."""
+
+
+def rank():
+    """This process's number among those that torchrun started; 0 without it."""
+    return int(os.environ.get("RANK", 0))
+
+
+def processes():
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def say(text, file=None):
+    """Print once, however many processes there are."""
+    if rank() == 0:
+        print(text, file=file)
+
+
+def on_signal(number, frame):
+    """Ctrl-C and SIGTERM: go on to the end of the step, and save. A second one stops at once."""
+    if SIGNALS and processes() == 1:
+        raise KeyboardInterrupt
+    SIGNALS.append(number)
+
+
+def asked_to_stop(device):
+    """The signal that asked this process to stop, or any of them, since all must stop together."""
+    asked = max(SIGNALS, default=0)
+    if processes() > 1:
+        asked = torch.tensor(asked, device=device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX)
+    return int(asked)
+
+
 # ---- data of one step ----------------------------------------------------------------------------
 
-def make_batch(stage, step, n, settings, source, device):
-    """Step `step`'s clips: x (n c f h w), captions, stride (n,) in ticks, known_mask (n f).
+def make_batch(stage, first, n, settings, source, device):
+    """Clips first ... first + n - 1: x (n c f h w), captions, stride (n,) in ticks, known_mask
+    (n f).
 
     source(n, seed=..., start=...) gives them: `data.make_scenes`, or clips of the user's own.
     """
-    scenes = source(n, seed=settings["seed"], start=step * n)
-    pick = data.Chooser(settings["seed"], stage, range(step * n, step * n + n))
+    scenes = source(n, seed=settings["seed"], start=first)
+    pick = data.Chooser(settings["seed"], stage, range(first, first + n))
     if stage != "clips":  # stills: one frame, any tick, captioned by the subject alone
         ticks = pick.below("tick", data.ACTION + 1)[:, None]
         if stage == "upscale":  # with the truth at twice the size where others have captions
@@ -113,36 +160,53 @@ def make_batch(stage, step, n, settings, source, device):
 
 # ---- losses --------------------------------------------------------------------------------------
 
-def vae_loss(model, x, generator):
+class Draws:
+    """The random numbers of one step, a function of `key` = (seed, stage, step) alone: drawn for
+    the whole batch, of which each of `world` processes takes its own rows."""
+
+    def __init__(self, key, device, rank=0, world=1):
+        self.generator = torch.Generator(device).manual_seed(seeded(*key).initial_seed())
+        self.device, self.rank, self.world = device, rank, world
+
+    def _rows(self, draw, b, *shape):
+        whole = draw(b * self.world, *shape, device=self.device, generator=self.generator)
+        return whole[self.rank * b:(self.rank + 1) * b]
+
+    def uniform(self, b, *shape):
+        return self._rows(torch.rand, b, *shape)
+
+    def normal(self, b, *shape):
+        return self._rows(torch.randn, b, *shape)
+
+
+def vae_loss(model, x, draws):
     """Loss (b,) of the autoencoder on stills x (b c 1 h w)."""
     frames = rearrange(x, "b c 1 h w -> b c h w")
-    shape = len(x), model.vae.config.latent_channels, x.shape[-2] // 8, x.shape[-1] // 8
-    noise = torch.randn(shape, device=x.device, generator=generator)
+    noise = draws.normal(len(x), model.vae.config.latent_channels, *[s // 8 for s in x.shape[-2:]])
     return model.vae.loss(frames, noise)[0].expand(len(x)), None
 
 
-def diffusion_loss(model, x, captions, stride, known_mask, generator):
+def diffusion_loss(model, x, captions, stride, known_mask, draws):
     """Loss (b,) and noise levels t (b,) of the U-Net and the text encoder: the whole method."""
     b, device = len(x), x.device
     with torch.no_grad():
         z = model.vae.encode(x)                                             # b c f h w
     tokens = model.tokenizer(captions).to(device)
-    drop = torch.rand(b, device=device, generator=generator) < DROP_CAPTION
+    drop = draws.uniform(b) < DROP_CAPTION
     context, context_mask = model.text_encoder(tokens, drop)
     # High levels more often, u = t/T with density 2u in stills and 4u^3 in clips: 17 frames that
     # repeat each other give their motion away until almost nothing is left of them, so only there
     # is the caption needed and learned (Chen 2023, arXiv:2301.10972, on redundancy and noise).
     power = 1 / 2 if z.shape[2] == 1 else 1 / 4
-    t = T * torch.rand(b, device=device, generator=generator) ** power
-    t = t.long().clamp(max=T - 1)
-    eps = torch.randn(z.shape, device=device, generator=generator)
+    t = (T * draws.uniform(b) ** power).long().clamp(max=T - 1)
+    eps = draws.normal(*z.shape)
     window = dict(stride=stride.to(device))
     weight = None
     if known_mask is not None:
         # important: known frames are noised a little, else the network trusts them to the last
         # digit and errors grow from fill to fill (conditioning augmentation, Ho et al. 2021)
-        level = KNOWN_NOISE * torch.rand(b, 1, 1, 1, 1, device=device, generator=generator)
-        known = z + level * torch.randn(z.shape, device=device, generator=generator)
+        level = KNOWN_NOISE * draws.uniform(b, 1, 1, 1, 1)
+        known = z + level * draws.normal(*z.shape)
         window |= dict(known=known, known_mask=known_mask.to(device))
         weight = rearrange(~known_mask, "b f -> b 1 f 1 1").to(device, z.dtype)
 
@@ -152,19 +216,43 @@ def diffusion_loss(model, x, captions, stride, known_mask, generator):
     return model.diffusion.loss(network, z, t, eps, weight), t
 
 
-def upscale_loss(model, x, sharp, generator):
+def upscale_loss(model, x, sharp, draws):
     """Loss (b,) and noise levels (b,) of the super-resolution of stills x to sharp (b c 1 2h 2w).
 
     It starts from what the autoencoder makes of x, as it will when sampling, and a little noise.
     """
-    b, device = len(x), x.device
     with torch.no_grad():
         x = model.vae.decode(model.vae.encode(x)).clamp(-1, 1)
-        x = x + .02 * torch.randn(x.shape, device=device, generator=generator)
+        x = x + .02 * draws.normal(*x.shape)
     detail = DETAIL * to_patches(sharp - enlarge(x))
-    t = torch.randint(T, (b,), device=device, generator=generator)
-    eps = torch.randn(detail.shape, device=device, generator=generator)
+    t = (T * draws.uniform(len(x))).long()
+    eps = draws.normal(*detail.shape)
     return model.sharpening.loss(upscaler(model, x), detail, t, eps), t
+
+
+class Objective(nn.Module):
+    """What a stage minimises, as one forward pass: the form in which DDP averages gradients."""
+
+    def __init__(self, stage, model):
+        super().__init__()
+        self.stage, self.model = stage, model
+
+    def forward(self, batch, stills, draws):
+        """batch and stills, the second forward of joint training or None: what `make_batch` gives.
+        Returns the loss (), and of each item of the batch its loss (b,) and noise level (b,)."""
+        x, captions, *_ = batch
+        if self.stage == "vae":
+            losses, t = vae_loss(self.model, x, draws)
+        elif self.stage == "upscale":  # its "captions" are the truth at twice the size
+            losses, t = upscale_loss(self.model, x, captions, draws)
+        else:
+            losses, t = diffusion_loss(self.model, *batch, draws)
+        loss = losses.mean()
+        if stills:  # frames weigh alike
+            joint = len(stills[0]) // len(x)
+            apart = diffusion_loss(self.model, *stills, draws)[0].mean()
+            loss = (WINDOW * loss + joint * apart) / (WINDOW + joint)
+        return loss, losses.detach(), torch.zeros_like(losses).long() if t is None else t
 
 
 # ---- the loop's small parts ----------------------------------------------------------------------
@@ -185,30 +273,78 @@ def update_ema(ema, model, step):
 def save(path, content):
     """Write a checkpoint so that a crash at any moment leaves the old one or the new one."""
     part = path.with_suffix(".part")
-    with open(part, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with open(part, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        part.unlink(missing_ok=True)
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be written ({reason}): what was saved before is intact; "
+                        "make room and go on with --resume") from None
 
 
 class Log:
-    """log.csv: a row every LOG_EVERY steps; on resume, rows the checkpoint has not seen go."""
+    """log.csv, a row every LOG_EVERY steps, and the sums behind its next row, which travel in the
+    checkpoint. On resume, rows that the checkpoint has not seen go."""
 
     columns = ("stage", "step", "clips", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",
-               "loss_t750_999", "grad_norm", "lr", "clips_per_s", "seconds")
+               "loss_t750_999", "grad_norm", "lr", "skipped", "clips_per_s", "seconds")
 
-    def __init__(self, path, stage, step):
+    def __init__(self, path, stage, step, sums, device):
         rows = list(csv.reader(open(path, newline=""))) if path.exists() else []
-        keep = [row for row in rows[1:] if len(row) == len(self.columns)
+        keep = [row for row in rows[1:] if len(row) == len(self.columns) and row[0] in STAGES
                 and (STAGES.index(row[0]), int(row[1])) <= (stage, step)]
-        self.file = open(path, "w", newline="")
-        self.writer = csv.writer(self.file)
-        self.writer.writerows([self.columns] + keep)
+        self.path, self.recent = path, []
+        # the loss and the count of each quarter of the noise levels
+        self.sums = torch.zeros(2, 4) if sums is None or rank() > 0 else sums
+        self.sums, self.begin = self.sums.to(device), time.perf_counter()
+        self.mark = self.begin
+        if rank() == 0:
+            with open(path.with_suffix(".part"), "w", newline="") as file:  # whole or not at all
+                csv.writer(file).writerows([self.columns] + keep)
+            path.with_suffix(".part").replace(path)
 
-    def row(self, *values):
-        self.writer.writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
-        self.file.flush()
+    def add(self, losses, t, norm):
+        """Take in one step, without waiting for the device."""
+        losses = losses.float()
+        self.sums.index_add_(1, t * 4 // T, torch.stack([losses, torch.ones_like(losses)]))
+        worst = losses.nan_to_num(torch.inf).argmax()
+        self.recent.append(torch.stack([losses[worst], norm.float(), t[worst].float()]))
+
+    def check(self, stage, step, scaling):
+        """Raise `UserError` if a loss or gradient since the last row is not finite. Returns the
+        last gradient's norm and how many steps fp16's loss scaling skipped, which is its way."""
+        recent = torch.stack(self.recent).cpu()                                     # steps 3
+        self.recent = []
+        loss_ok, norm_ok = recent[:, 0].isfinite(), recent[:, 1].isfinite()
+        bad = (~(loss_ok & (norm_ok | scaling))).nonzero().flatten().tolist()
+        if bad:
+            at, level = step - len(recent) + 1 + bad[0], int(recent[bad[0], 2])
+            what = "gradient" if loss_ok[bad[0]] else "loss"
+            where = "" if stage == "vae" else f", noise level {level}"
+            raise UserError(f"the {what} is not finite at step {at} of stage {stage}{where}: the "
+                            "last good checkpoint is kept; --resume with a lower --lr or --amp off")
+        return recent[-1, 1].item(), int((~norm_ok).sum())
+
+    def row(self, stage, step, clips, lr, scaling):
+        """Check and write what was added; returns the mean loss, items a second, skipped steps."""
+        norm, skipped = self.check(stage, step, scaling)
+        if processes() > 1:
+            dist.all_reduce(self.sums)
+        total, count = self.sums.cpu().clone()
+        self.sums.zero_()
+        now = time.perf_counter()
+        mean, speed = (total.sum() / count.sum()).item(), count.sum().item() / (now - self.mark)
+        values = (stage, step, clips, mean, *(total / count).tolist(), norm, lr, skipped, speed,
+                  now - self.begin)
+        if rank() == 0:
+            with open(self.path, "a", newline="") as file:
+                csv.writer(file).writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
+        self.mark = now
+        return mean, speed, skipped
 
 
 def write_samples(folder, stage, step, x, model, ema, prompts):
@@ -230,28 +366,27 @@ def write_samples(folder, stage, step, x, model, ema, prompts):
 # ---- the loop ------------------------------------------------------------------------------------
 
 def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, source, log, finish):
-    """Run one stage from step `first`; finish(step) writes checkpoint and strips at intervals."""
-    device = next(model.parameters()).device
-    steps, n = settings[f"{stage}_steps"], settings["batch_size"] * PER_CLIP[stage]
+    """Run one stage from step `first`; finish(...) writes checkpoint and strips at intervals."""
+    device, world, me = next(model.parameters()).device, processes(), rank()
+    steps, n = settings[f"{stage}_steps"], settings["batch_size"] * PER_CLIP[stage] // world
+    joint = settings["stills_per_clip"] * (stage == "clips") * n
     peak = VAE_LR if stage in ("vae", "upscale") else settings["lr"]
     trained = [p for p in model.parameters() if p.requires_grad]
+    objective = Objective(stage, model)
+    if world > 1:  # layers that a stage skips get no gradient
+        objective = DistributedDataParallel(objective, find_unused_parameters=True)
     interval = max(LOG_EVERY, steps // 16 // LOG_EVERY * LOG_EVERY)
-    bins, bar = torch.zeros(2, 4, device=device), tqdm(total=steps, initial=first, desc=stage)
-    begin = mark = time.perf_counter()
+    unit, bar = ("clips" if stage == "clips" else "frames"), tqdm(
+        total=steps, initial=first, desc=stage, disable=me > 0)
     for step in range(first, steps):
-        x, captions, stride, known_mask = make_batch(stage, step, n, settings, source, device)
-        generator = torch.Generator(device).manual_seed(
-            seeded(settings["seed"], stage, step).initial_seed())
+        # of the step's batch, this process takes clips number me * n ... me * n + n - 1
+        batch = make_batch(stage, (step * world + me) * n, n, settings, source, device)
+        stills = joint and make_batch("stills", (step * world + me) * joint, joint, settings,
+                                      source, device)
+        draws = Draws((settings["seed"], stage, step), device, me, world)
         with torch.autocast(device.type if dtype else "cpu", dtype or torch.bfloat16,
                             enabled=dtype is not None):
-            losses, t = (vae_loss(model, x, generator) if stage == "vae" else
-                         upscale_loss(model, x, captions, generator) if stage == "upscale" else
-                         diffusion_loss(model, x, captions, stride, known_mask, generator))
-            loss = losses.mean()
-            if joint := settings["stills_per_clip"] * (stage == "clips"):
-                stills = make_batch("stills", step, n * joint, settings, source, device)
-                apart = diffusion_loss(model, *stills, generator)[0].mean()
-                loss = (WINDOW * loss + joint * apart) / (WINDOW + joint)  # frames weigh alike
+            loss, losses, t = objective(batch, stills, draws)
         optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, peak)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
@@ -261,67 +396,62 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, so
         optimizer.zero_grad(set_to_none=True)
         update_ema(ema, model, step)
 
-        level = torch.zeros(n, dtype=torch.long, device=device) if t is None else t * 4 // T
-        bins[0].index_add_(0, level, losses.detach().float())
-        bins[1].index_add_(0, level, torch.ones_like(losses, dtype=torch.float32))
+        log.add(losses, t, norm)
         bar.update()
-        if (step + 1) % LOG_EVERY == 0 or step + 1 == steps:
-            now = time.perf_counter()
-            (total, count), norm = bins.cpu(), norm.item()
-            speed = count.sum().item() / (now - mark)
-            mean = (total.sum() / count.sum()).item()
-            if not math.isfinite(mean):
-                raise UserError(f"the loss is {mean} at step {step + 1} of stage {stage}: the last "
-                                "good checkpoint is kept; resume it with a lower --lr or --amp off")
-            log.row(stage, step + 1, (step + 1) * n, mean, *(total / count).tolist(), norm, lr,
-                    speed, now - begin)
-            unit = "clips" if stage == "clips" else "frames"
-            bar.set_postfix_str(f"loss {mean:.4f}, {speed:.0f} {unit}/s")
-            bins.zero_()
-            mark = now
-        last = step + 1 == steps
-        if last or (step + 1) % interval == 0:
-            finish(stage, step + 1, x, strips=last or (step + 1) // interval % 4 == 0)
-            mark = time.perf_counter()
+        last, due = step + 1 == steps, (step + 1) % LOG_EVERY == 0
+        if due or last:
+            mean, speed, skipped = log.row(stage, step + 1, (step + 1) * n * world, lr,
+                                           scaler.is_enabled())
+            bar.set_postfix_str(f"loss {mean:.4f}, {speed:.0f} {unit}/s"
+                                + f", {skipped} steps skipped" * (skipped > 0))
+        stop = (world == 1 or due) and asked_to_stop(device)
+        if last or stop or (step + 1) % interval == 0:
+            finish(stage, step + 1, batch[0],
+                   strips=last or (step + 1) % interval == 0 and (step + 1) // interval % 4 == 0)
+            log.mark = time.perf_counter()
+        if stop:
+            raise Stopped(stop, stage, step + 1)
     bar.close()
 
 
 def settle_vae(model, ema, settings, source, device):
     """After the vae stage: take the averaged weights, measure the latents, report the PSNR."""
     model.vae.load_state_dict(ema.vae.state_dict())
-    frames = [make_batch("stills", step, 256, settings, source, device)[0].squeeze(2)
-              for step in range(MEASURED)]
+    frames = [make_batch("stills", 256 * k, 256, settings, source, device)[0].squeeze(2)
+              for k in range(MEASURED)]
     model.vae.measure_latents(frames)
     ema.vae.load_state_dict(model.vae.state_dict())
     with torch.no_grad():
         mse = sum((model.vae.decode(model.vae.encode(x[:, :, None])).squeeze(2).clamp(-1, 1) - x)
                   .square().mean().item() for x in frames) / len(frames)
-    print(f"vae: PSNR {10 * math.log10(4 / mse):.1f} dB a frame on training clips")
+    say(f"vae: PSNR {10 * math.log10(4 / mse):.1f} dB a frame on training clips")
 
 
-def run(settings, config, dtype, compiled, out, saved, device, clips=None):
-    """All stages, from scratch or from the checkpoint `saved`; clips: a `FolderClips`, or None for
-    captioned Moving MNIST."""
-    source = clips or partial(
-        data.make_scenes, captions=settings["captions"],
-        digits=data.load_digits("train", settings["digits"], settings["data_root"]))
-    torch.manual_seed(settings["seed"])
+def models_for(config, saved, path, device):
+    """The model and its moving average (EMA), fresh or from the checkpoint `saved` at `path`."""
     if saved:
         fresh = build(config)  # a finished run may be resumed to add super-resolution
         for key in ("model", "ema"):
             saved[key] |= {name: value for name, value in fresh.state_dict().items()
                            if name.startswith("upscaler.") and name not in saved[key]}
         saved["config"] = config
-        model, ema = (restore(saved, key, out / "checkpoint.pt") for key in ("model", "ema"))
+        model, ema = (restore(saved, key, path) for key in ("model", "ema"))
     else:
         model = build(config)
         ema = copy.deepcopy(model)
-    model, ema = model.to(device), ema.to(device).eval().requires_grad_(False)
+    return model.to(device), ema.to(device).eval().requires_grad_(False)
+
+
+def run(settings, config, source, compiled, out, saved, device):
+    """All stages, from scratch or from the checkpoint `saved`, into the folder `out`."""
+    dtype = AMP[settings["amp"]]
+    torch.manual_seed(settings["seed"])
+    model, ema = models_for(config, saved, out / "checkpoint.pt", device)
     if compiled:
         model.unet.compile()  # in place, so that saved names carry no _orig_mod. prefix
     stage, step = saved["progress"] if saved else (0, 0)
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    log = Log(out / "log.csv", stage, step)
+    log = Log(out / "log.csv", stage, step, saved["sums"] if saved else None, device)
     for k in range(stage, len(STAGES)):
         if not settings[f"{STAGES[k]}_steps"]:
             continue
@@ -341,26 +471,28 @@ def run(settings, config, dtype, compiled, out, saved, device, clips=None):
             """Write the checkpoint, and strips if asked; settle the autoencoder at its end."""
             if stage == "vae" and step == settings["vae_steps"]:
                 settle_vae(model, ema, settings, source, device)
+            if rank() > 0:
+                return
             if strips:
                 write_samples(out / "samples", stage, step, x, model, ema, settings["prompts"])
             save(out / "checkpoint.pt", {
                 "config": config, "settings": settings, "ema": ema.state_dict(),
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(), "progress": (STAGES.index(stage), step)})
+                "scaler": scaler.state_dict(), "sums": log.sums,
+                "progress": (STAGES.index(stage), step)})
 
         train_stage(STAGES[k], step if k == stage else 0, model, ema, optimizer, scaler, dtype,
                     settings, source, log, finish)
     half = {name: value.half().cpu() for name, value in ema.state_dict().items()}
-    save(out / "weights.pt", {"config": config, "ema": half})  # all that sampling needs
+    if rank() == 0:
+        save(out / "weights.pt", {"config": config, "ema": half})  # all that sampling needs
 
 
 # ---- the command ---------------------------------------------------------------------------------
 
 def source_name(text):
-    """An argparse type: MADE, or a folder's absolute path."""
-    if text != MADE and not (text and Path(text).is_dir()):  # "" would be the folder we are in
-        raise argparse.ArgumentTypeError(f"{text!r} is neither {MADE} nor a folder of clips")
-    return text if text == MADE else str(Path(text).resolve())
+    """The name of what to train on, as runs keep it: a folder's absolute path, or the text."""
+    return os.path.abspath(text) if text != MADE and os.path.isdir(text) else text
 
 
 def parse(argv):
@@ -407,96 +539,164 @@ def parse(argv):
 
 DEFAULTS = dict(data=MADE, seed=0, digits="auto", data_root=None, captions="full", predict="v",
                 schedule="cosine", stills_per_clip=0, upscale_steps=0)  # a preset may say otherwise
+NAMES = dict(stills_steps="image-steps", clips_steps="steps")  # flags with another name inside
 FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAULTS)
+IDENTITY = ("preset", "data", "captions", "schedule", "predict")  # what makes a run another run
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
-def check_resumed(args, settings, saved):
-    """Raise `UserError` where flags would make a resumed run another one."""
-    began = {"data": MADE} | saved["settings"] | {"preset": saved["config"]["preset"]}
-    given = {"preset": None if args.preset == "auto" else args.preset}
-    given |= {flag: getattr(args, flag) for flag in ("data", "captions", "schedule", "predict")}
-    for flag, value in given.items():
-        if value not in (None, began[flag]):
-            raise UserError(f"the run began with --{flag} {began[flag]}, not {value}: leave the "
-                            "flag out, or begin another run with --out")
-    stage, step = STAGES[saved["progress"][0]], saved["progress"][1]
-    name = f"{stage}_steps"
-    if settings[name] != began[name] and settings[name] <= step:
-        raise UserError(f"the {stage} stage has made {step} steps already, so it cannot end at "
-                        f"{settings[name]}: give it more, or leave the flag out")
+def read_run(path):
+    """A training checkpoint, all of whose parts are there; `UserError` for any other file."""
+    saved = read_checkpoint(path)
+    kinds = dict(settings=dict, model=dict, optimizer=dict, scaler=dict, sums=torch.Tensor,
+                 progress=tuple)
+    if not all(isinstance(saved.get(name), kind) for name, kind in kinds.items()):
+        raise UserError(f"{path} holds weights for sampling, or is of another version: a run "
+                        "cannot be resumed from it")
+    known = DEFAULTS | PRESETS["base"] | dict(preset="", amp="", prompts=[])
+    strange = [name for name, value in known.items() if name not in ("vae", "unet", "data_root")
+               and not isinstance(saved["settings"].get(name), type(value))]
+    stage, step = (*saved["progress"], None, None)[:2]
+    if strange or stage not in range(len(STAGES)) or not isinstance(step, int):
+        raise UserError(f"{path} is damaged or of another version: a run cannot be resumed from it")
+    return saved
 
 
-def settings_for(args, saved, device, out=None):
-    """The run's settings: the preset's, then the resumed checkpoint's, then the flags given; its
-    config and precision; and its source of clips, if that is a folder, decoded into `out`."""
+def settings_for(args, saved, device):
+    """The run's settings: the preset's, then the resumed checkpoint's, then the flags given."""
     preset = args.preset if args.preset != "auto" else "tiny" if device.type == "cpu" else "base"
-    settings = DEFAULTS | PRESETS[preset] | (saved["settings"] if saved else {})
-    settings |= {flag: getattr(args, flag) for flag in FLAGS if getattr(args, flag) is not None}
+    began = saved["settings"] if saved else {}
+    settings = DEFAULTS | PRESETS[preset] | {"preset": preset} | began
+    given = {flag: getattr(args, flag) for flag in FLAGS if getattr(args, flag) is not None}
+    given |= {"preset": preset} if args.preset != "auto" else {}
+    for flag in IDENTITY:
+        if saved and given.get(flag, began[flag]) != began[flag]:
+            raise UserError(f"the run began with --{flag} {began[flag]}, not {given[flag]}: leave "
+                            "the flag out, or begin another run with --out")
+    settings |= given
+    settings["amp"] = {"auto": "bf16" if device.type == "cuda" else "off"}.get(args.amp, args.amp)
     if not saved and args.predict == "eps" and args.schedule is None:
-        print("note: --predict eps takes the linear schedule, as in DDPM: at the cosine's last "
-              "step, x0 = (xt - s eps) / a divides by 5e-5")
+        say("note: --predict eps takes the linear schedule, as in DDPM: at the cosine's last "
+            "step, x0 = (xt - s eps) / a divides by 5e-5")
         settings["schedule"] = "linear"
-    vae, unet = settings.pop("vae"), settings.pop("unet")
+    if settings["batch_size"] % processes():
+        raise UserError(f"--batch-size {settings['batch_size']} is shared by {processes()} "
+                        "processes, so it must be a multiple of their number")
     if saved:
-        check_resumed(args, settings, saved)
-    clips, captions = None, []
-    if settings["data"] != MADE:
-        if args.captions or args.digits or args.data_root or settings["upscale_steps"]:
-            raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
-                            f"{MADE}, whose truth is known: leave them out")
-        clips = data.FolderClips(settings["data"], out)
-        captions, vae = clips.captions, replace(vae, channels=clips.channels)
-        if settings.setdefault("clips", clips.fingerprint) != clips.fingerprint:
-            print("note: the clips have changed since the run began, so it will not go on exactly "
-                  "as it would have", file=sys.stderr)
-    if saved:
-        config = saved["config"]
-        if clips and clips.channels != config["vae"]["channels"]:
-            raise UserError("the clips have changed between grey and colour since the run began: "
-                            "begin another run with --out")
-    else:
-        split = [words_of(caption) for caption in captions]
-        words = sorted(set().union(*split)) or data.VOCABULARY[settings["captions"]]
-        text = TextConfig(vocabulary=len(words), width=unet.context_width,
-                          length=max([TextConfig.length, *map(len, split)]))
-        config = dict(vae=asdict(vae), text=asdict(text), unet=asdict(unet), size=data.SIZE,
-                      vocabulary=words, schedule=settings["schedule"],
-                      predict=settings["predict"], preset=preset, tasks=len(set(TASKS)))
-    settings.setdefault("prompts", list(dict.fromkeys(captions))[:8] or  # of the sample strips
-                        [p for p in PROMPTS if {*words_of(p)} <= {*config["vocabulary"]}])
-    if settings["upscale_steps"] and "upscale" not in config:
-        config["upscale"] = asdict(replace(UPSCALER, context_width=config["text"]["width"],
-                                           latent_channels=PATCH**2 * config["vae"]["channels"]))
-    amp = args.amp if args.amp != "auto" else "bf16" if device.type == "cuda" else "off"
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp]
-    return settings, config, dtype, clips
+        stage, step = STAGES[saved["progress"][0]], saved["progress"][1]
+        name = f"{stage}_steps"
+        if settings[name] != began[name] and settings[name] <= step:
+            raise UserError(f"the {stage} stage has made {step} steps already, so it cannot end at "
+                            f"{settings[name]}: give it more, or leave the flag out")
+        other = [f"--{NAMES.get(k, k).replace('_', '-')} {settings[k]} (it was {v})"
+                 for k, v in began.items() if settings[k] != v]
+        if other:
+            say(f"note: this run goes on with {', '.join(other)}", file=sys.stderr)
+    return {k: v for k, v in settings.items() if k not in ("vae", "unet")}
+
+
+def source_for(args, settings, out):
+    """What gives the run its clips: captioned Moving MNIST, or a folder, decoded into `out`."""
+    if settings["data"] == MADE:
+        return partial(data.make_scenes, captions=settings["captions"], digits=data.load_digits(
+            "train", settings["digits"], settings["data_root"]))
+    if not os.path.isdir(settings["data"]):
+        raise UserError(f"--data {settings['data']} is neither {MADE} nor a folder of clips")
+    if args.captions or args.digits or args.data_root or settings["upscale_steps"]:
+        raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
+                        f"{MADE}, whose truth is known: leave them out")
+    if rank() > 0:
+        dist.barrier()  # the first process decodes, the others read what it wrote
+    clips = data.FolderClips(settings["data"], out)
+    if rank() == 0 and processes() > 1:
+        dist.barrier()
+    if settings.setdefault("clips", clips.fingerprint) != clips.fingerprint:
+        say("note: the clips have changed since the run began, so it will not go on exactly as it "
+            "would have", file=sys.stderr)
+    return clips
+
+
+def config_for(settings, source):
+    """A fresh run's config, of which `sample.build` makes the model."""
+    preset, captions = PRESETS[settings["preset"]], getattr(source, "captions", [])
+    vae = replace(preset["vae"], channels=getattr(source, "channels", 1))
+    split = [words_of(caption) for caption in captions]
+    words = sorted(set().union(*split)) or data.VOCABULARY[settings["captions"]]
+    text = TextConfig(vocabulary=len(words), width=preset["unet"].context_width,
+                      length=max([TextConfig.length, *map(len, split)]))
+    settings["prompts"] = list(dict.fromkeys(captions))[:8] or [  # of the sample strips
+        prompt for prompt in PROMPTS if {*words_of(prompt)} <= {*words}]
+    return dict(vae=asdict(vae), text=asdict(text), unet=asdict(preset["unet"]), size=data.SIZE,
+                vocabulary=words, schedule=settings["schedule"], predict=settings["predict"],
+                tasks=len(set(TASKS)))
+
+
+def add_upscaler(config):
+    """Give a run's config the second U-Net of super-resolution, if it has none yet."""
+    config.setdefault("upscale", asdict(replace(UPSCALER, context_width=config["text"]["width"],
+                                        latent_channels=PATCH**2 * config["vae"]["channels"])))
+
+
+def train(args):
+    """What the command does; returns the sentence that it ends with."""
+    device = device_for(args.device)
+    if processes() > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+        dist.init_process_group()
+    out = args.out or Path("runs") / Path(args.data or MADE).name
+    path, saved = out / "checkpoint.pt", None
+    if path.exists() and not args.resume:
+        raise UserError(f"{path} exists: add --resume to continue that run, or name another "
+                        "folder with --out")
+    if args.resume and path.exists():
+        saved = read_run(path)
+    elif args.resume:
+        say(f"note: no {path} yet, so the run starts from the beginning")
+    settings = settings_for(args, saved, device)
+    source = source_for(args, settings, out)
+    config = saved["config"] if saved else config_for(settings, source)
+    if getattr(source, "channels", 1) != config["vae"]["channels"]:
+        raise UserError("the clips have changed between grey and colour since the run began: "
+                        "begin another run with --out")
+    if settings["upscale_steps"]:
+        add_upscaler(config)
+    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        run(settings, config, source, args.compile, out, saved, device)
+    finally:
+        SIGNALS.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return (f"done: python sample.py {shlex.quote(settings['prompts'][0])} --checkpoint "
+            f"{shlex.quote(str(path))}")
 
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    args = parse(argv)
+    args, again = parse(argv), "add --resume to the same command to go on"
     try:
-        device = device_for(args.device)
-        out = args.out or Path("runs") / Path(args.data or MADE).name
-        path, saved = out / "checkpoint.pt", None
-        if path.exists() and not args.resume:
-            raise UserError(f"{path} exists: add --resume to continue that run, or name another "
-                            "folder with --out")
-        if args.resume and path.exists():
-            saved = read_checkpoint(path)
-            if "optimizer" not in saved:
-                raise UserError(f"{path} holds weights for sampling only: a run cannot be resumed "
-                                "from it")
-        elif args.resume:
-            print(f"note: no {path} yet, so the run starts from the beginning")
-        settings, config, dtype, clips = settings_for(args, saved, device, out)
-        run(settings, config, dtype, args.compile, out, saved, device, clips)
+        say(train(args))
+        return 0
+    except Stopped as stop:
+        number, stage, step = stop.args
+        say(f"\nstopped after step {step} of stage {stage}; all is saved: {again}")
+        return 128 + number
+    except KeyboardInterrupt:
+        say(f"\nstopped at once; the last checkpoint, if there is one, is intact: {again}")
+        return 128 + signal.SIGINT
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"done: python sample.py {shlex.quote(settings['prompts'][0])} --checkpoint "
-          f"{shlex.quote(str(path))}")
-    return 0
+    except RuntimeError as error:  # devices have no common exception for a full memory
+        if not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        print("error: out of memory: lower --batch-size, whose clips are in memory all at once; "
+              f"{again}", file=sys.stderr)
+    finally:
+        if processes() > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+    return 2
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ of sampling, and peak memory.
 
 import argparse
 import copy
-import functools
 import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,14 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import torch
 
-import data
 import train
 from sample import build, device_for, generate
-
-
-class NoLog:
-    def row(self, *values):
-        pass
 
 
 def main():
@@ -40,9 +34,12 @@ def main():
     flags = train.parse(["--preset", args.preset, "--digits", "drawn", "--amp", args.amp])
     flags.batch_size = args.batch_size
     device = device_for(args.device)
-    settings, config, dtype, _ = train.settings_for(flags, None, device)
-    source = functools.partial(data.make_scenes, captions=settings["captions"],
-                               digits=data.load_digits("train", "drawn"))
+    settings = train.settings_for(flags, None, device)
+    source, dtype = train.source_for(flags, settings, None), train.AMP[settings["amp"]]
+    config = train.config_for(settings, source)
+    train.add_upscaler(config)
+    folder = tempfile.TemporaryDirectory()
+    log = train.Log(Path(folder.name) / "log.csv", 0, 0, None, device)
     model = build(config).to(device)
     print(f"{args.preset}, batch {settings['batch_size']}, {device}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, "
@@ -52,7 +49,7 @@ def main():
 
     for stage in train.STAGES:
         for name, part in model.named_children():
-            part.requires_grad_((name == "vae") == (stage == "vae"))
+            part.requires_grad_(name in train.PARTS[stage])
         ema = copy.deepcopy(model).requires_grad_(False)
         optimizer = torch.optim.AdamW([q for q in model.parameters() if q.requires_grad],
                                       fused=device.type == "cuda")
@@ -63,7 +60,7 @@ def main():
                 torch.cuda.synchronize()
             begin = time.perf_counter()
             train.train_stage(stage, 0, model, ema, optimizer, scaler, dtype,
-                              settings | {f"{stage}_steps": n}, source, NoLog(),
+                              settings | {f"{stage}_steps": n}, source, log,
                               lambda *a, **k: None)
             if device.type == "cuda":
                 torch.cuda.synchronize()

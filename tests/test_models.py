@@ -11,7 +11,7 @@ from einops import rearrange
 import data
 import train
 from diffusion import Diffusion
-from sample import build, seeded
+from sample import build
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import Attention, TemporalConv, UNet3D, UNetConfig
 from vae import VAE, VAEConfig, kl_to_standard_normal
@@ -223,8 +223,8 @@ def test_every_parameter_moves_within_three_steps():
     optimizer = torch.optim.AdamW(trained, weight_decay=0)
     source = partial(data.make_scenes, digits=data.load_digits("train", "drawn"))
     for step in range(3):
-        batch = make_batch("clips", step, 48, dict(seed=0), source, "cpu")
-        loss, _ = diffusion_loss(model, *batch, seeded(step))
+        batch = make_batch("clips", 48 * step, 48, dict(seed=0), source, "cpu")
+        loss, _ = diffusion_loss(model, *batch, train.Draws((step,), "cpu"))
         loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -266,7 +266,7 @@ def test_parameter_budgets():
 def test_clip_windows_teach_every_task():
     """Shares, strides and known frames of the training windows; never is every frame known."""
     source = partial(data.make_scenes, digits=data.load_digits("train", "drawn"))
-    x, captions, stride, known = train.make_batch("clips", 3, 640, dict(seed=0), source, "cpu")
+    x, captions, stride, known = train.make_batch("clips", 1920, 640, dict(seed=0), source, "cpu")
     assert x.shape == (640, 1, 17, 64, 64) and set(stride.tolist()) == {1, 2, 4}
     count = known.sum(1)
     whole = (stride == 4) & (count == 0)

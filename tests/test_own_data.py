@@ -234,7 +234,7 @@ def test_files_that_cannot_be_read_are_listed_and_skipped(tmp_path, capfd):
     said = capfd.readouterr().err
     assert said.count("\n") == 2 and "Traceback" not in said and " more" in said
     [info] = json.loads((tmp_path / "out" / "clips.json").read_text()).values()
-    assert "no clip.txt" in info["notes"][1]
+    assert "no clip.txt" in info["note"].splitlines()[1]
     assert len(bad) == 13
 
 
@@ -358,6 +358,7 @@ def test_training_on_a_folder_resumes_bit_exactly(small, exported, tmp_path, mon
             raise Stop
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "write_samples", lambda *a: None)     # the next test has strips
     assert train.main(["--data", str(exported), *FEW]) == 0
     whole, broken = tmp_path / "runs" / "clips", tmp_path / "broken"
     assert "a 5 moving" in capsys.readouterr().out          # a prompt of its own in the last line
@@ -391,14 +392,6 @@ def test_a_colour_set_is_written_trains_and_is_sampled_in_colour(small, tmp_path
     assert sample.main([captions[0], "--checkpoint", str(out / "weights.pt"), "--steps", "1",
                         "--out", str(tmp_path / "a.png"), "--device", "cpu"]) == 0
     assert imageio.imread(tmp_path / "a.png").shape == (64, 32 * 64, 3)
-
-
-def test_a_checkpoint_from_before_folders_goes_on(small, tmp_path):
-    assert train.main([*FEW, "--digits", "drawn", "--out", str(tmp_path)]) == 0
-    old = saved(tmp_path)
-    del old["settings"]["data"], old["settings"]["prompts"]
-    torch.save(old, tmp_path / "checkpoint.pt")
-    assert train.main(["--resume", "--out", str(tmp_path), "--device", "cpu"]) == 0
 
 
 BAD = [["train", "--data", "nowhere"], ["train", "--data", "file.gif"], ["train", "--data", ""],

@@ -63,9 +63,13 @@ def load_classifier(path=CLASSIFIER, device="cpu"):
     """The trained `DigitNet`, ready to read."""
     if not Path(path).is_file():
         raise UserError(f"{path} is missing: run `python metrics.py --train-classifier` first")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    net = DigitNet(**state["config"])
-    net.load_state_dict(state["model"])  # copies half into single precision
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        net = DigitNet(**state["config"])
+        net.load_state_dict(state["model"])  # copies half into single precision
+    except Exception as error:  # torch.load raises a dozen kinds
+        raise UserError(f"{path} is damaged ({type(error).__name__}): run `python metrics.py "
+                        "--train-classifier` again") from None
     return net.to(device).eval()
 
 

@@ -102,7 +102,14 @@ def restore(saved, key, path):
     try:
         model = build(saved["config"])
         model.load_state_dict(saved[key])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError):
+        with torch.no_grad():  # one still, to see that the parts fit each other
+            side, word = model.config["size"] // 8, model.tokenizer.words[:1]
+            z = torch.zeros(1, model.vae.config.latent_channels, 1, side, side)
+            z = model.unet(z, torch.zeros(1), *model.text_encoder(model.tokenizer(word)))
+            x = model.vae.decode(z)
+            if model.upscaler:
+                upscale(model, x, steps=1)
+    except Exception:  # a config may hold anything
         raise UserError(f"{path} is a checkpoint of another architecture: train one with this "
                         "version's train.py") from None
     return model

@@ -44,8 +44,9 @@ class Tokenizer:
         split = [words_of(caption) for caption in captions]
         unknown = sorted({word for words in split for word in words} - self.index.keys())
         if unknown:
-            warnings.warn(f"words the model never saw are left out: {', '.join(unknown[:20])}; it "
-                          f"knows: {' '.join(self.words)}", stacklevel=2)
+            some = ", ".join(word[:30] for word in unknown[:20])
+            warnings.warn(f"words the model never saw are left out: {some}; it knows: "
+                          f"{' '.join(self.words)}", stacklevel=2)
         rows = [[self.index[word] for word in words if word in self.index] for words in split]
         longest = max(map(len, rows), default=0)
         if longest > self.length:

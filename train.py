@@ -180,10 +180,11 @@ class Draws:
 
 
 def vae_loss(model, x, draws):
-    """Loss (b,) of the autoencoder on stills x (b c 1 h w)."""
+    """Loss (b,) of the autoencoder on stills x (b c 1 h w), and zeros in place of noise levels."""
     frames = rearrange(x, "b c 1 h w -> b c h w")
     noise = draws.normal(len(x), model.vae.config.latent_channels, *[s // 8 for s in x.shape[-2:]])
-    return model.vae.loss(frames, noise)[0].expand(len(x)), None
+    zeros = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    return model.vae.loss(frames, noise)[0].expand(len(x)), zeros
 
 
 def diffusion_loss(model, x, captions, stride, known_mask, draws):
@@ -252,7 +253,7 @@ class Objective(nn.Module):
             joint = len(stills[0]) // len(x)
             apart = diffusion_loss(self.model, *stills, draws)[0].mean()
             loss = (WINDOW * loss + joint * apart) / (WINDOW + joint)
-        return loss, losses.detach(), torch.zeros_like(losses).long() if t is None else t
+        return loss, losses.detach(), t
 
 
 # ---- the loop's small parts ----------------------------------------------------------------------
@@ -376,42 +377,40 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, so
     if world > 1:  # layers that a stage skips get no gradient
         objective = DistributedDataParallel(objective, find_unused_parameters=True)
     interval = max(LOG_EVERY, steps // 16 // LOG_EVERY * LOG_EVERY)
-    unit, bar = ("clips" if stage == "clips" else "frames"), tqdm(
-        total=steps, initial=first, desc=stage, disable=me > 0)
-    for step in range(first, steps):
-        # of the step's batch, this process takes clips number me * n ... me * n + n - 1
-        batch = make_batch(stage, (step * world + me) * n, n, settings, source, device)
-        stills = joint and make_batch("stills", (step * world + me) * joint, joint, settings,
-                                      source, device)
-        draws = Draws((settings["seed"], stage, step), device, me, world)
-        with torch.autocast(device.type if dtype else "cpu", dtype or torch.bfloat16,
-                            enabled=dtype is not None):
-            loss, losses, t = objective(batch, stills, draws)
-        optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, peak)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        update_ema(ema, model, step)
+    unit = "clips" if stage == "clips" else "frames"
+    with tqdm(total=steps, initial=first, desc=stage, disable=me > 0) as bar:
+        for step in range(first, steps):
+            # of the step's batch, this process takes clips number me * n ... me * n + n - 1
+            batch = make_batch(stage, (step * world + me) * n, n, settings, source, device)
+            stills = joint and make_batch("stills", (step * world + me) * joint, joint, settings,
+                                          source, device)
+            draws = Draws((settings["seed"], stage, step), device, me, world)
+            with torch.autocast(device.type if dtype else "cpu", dtype or torch.bfloat16,
+                                enabled=dtype is not None):
+                loss, losses, t = objective(batch, stills, draws)
+            optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, peak)
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            norm = torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            update_ema(ema, model, step)
 
-        log.add(losses, t, norm)
-        bar.update()
-        last, due = step + 1 == steps, (step + 1) % LOG_EVERY == 0
-        if due or last:
-            mean, speed, skipped = log.row(stage, step + 1, (step + 1) * n * world, lr,
-                                           scaler.is_enabled())
-            bar.set_postfix_str(f"loss {mean:.4f}, {speed:.0f} {unit}/s"
-                                + f", {skipped} steps skipped" * (skipped > 0))
-        stop = (world == 1 or due) and asked_to_stop(device)
-        if last or stop or (step + 1) % interval == 0:
-            finish(stage, step + 1, batch[0],
-                   strips=last or (step + 1) % interval == 0 and (step + 1) // interval % 4 == 0)
-            log.mark = time.perf_counter()
-        if stop:
-            raise Stopped(stop, stage, step + 1)
-    bar.close()
+            log.add(losses, t, norm)
+            bar.update()
+            last, due = step + 1 == steps, (step + 1) % LOG_EVERY == 0
+            if due or last:
+                mean, speed, skipped = log.row(stage, step + 1, (step + 1) * n * world, lr,
+                                               scaler.is_enabled())
+                bar.set_postfix_str(f"loss {mean:.4f}, {speed:.0f} {unit}/s"
+                                    + f", {skipped} steps skipped" * (skipped > 0))
+            stop = (world == 1 or due) and asked_to_stop(device)
+            if last or stop or (step + 1) % interval == 0:
+                finish(stage, step + 1, batch[0], strips=last or (step + 1) % (4 * interval) == 0)
+                log.mark = time.perf_counter()
+            if stop:
+                raise Stopped(stop, stage, step + 1)
 
 
 def settle_vae(model, ema, settings, source, device):
@@ -463,9 +462,13 @@ def run(settings, config, source, compiled, out, saved, device):
         scaling = dtype == torch.float16
         scaler = torch.amp.GradScaler(device.type if scaling else "cpu", enabled=scaling)
         if saved and k == stage and step > 0:
-            optimizer.load_state_dict(saved["optimizer"])
-            if scaling and saved["scaler"]:  # empty where the run was not fp16 so far
-                scaler.load_state_dict(saved["scaler"])
+            try:
+                optimizer.load_state_dict(saved["optimizer"])
+                if scaling and saved["scaler"]:  # empty where the run was not fp16 so far
+                    scaler.load_state_dict(saved["scaler"])
+            except Exception:  # it may hold anything
+                raise UserError(f"{out / 'checkpoint.pt'} is damaged: its optimizer's state does "
+                                "not fit the model") from None
 
         def finish(stage, step, x, strips):
             """Write the checkpoint, and strips if asked; settle the autoencoder at its end."""
@@ -548,14 +551,15 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 def read_run(path):
     """A training checkpoint, all of whose parts are there; `UserError` for any other file."""
     saved = read_checkpoint(path)
+    restore(saved, "ema", path)
     kinds = dict(settings=dict, model=dict, optimizer=dict, scaler=dict, sums=torch.Tensor,
                  progress=tuple)
     if not all(isinstance(saved.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{path} holds weights for sampling, or is of another version: a run "
                         "cannot be resumed from it")
     known = DEFAULTS | PRESETS["base"] | dict(preset="", amp="", prompts=[])
-    strange = [name for name, value in known.items() if name not in ("vae", "unet", "data_root")
-               and not isinstance(saved["settings"].get(name), type(value))]
+    strange = [name for name, value in known.items() if name not in ("vae", "unet")
+               and type(saved["settings"].get(name)) not in (type(value), *[str] * (value is None))]
     stage, step = (*saved["progress"], None, None)[:2]
     if strange or stage not in range(len(STAGES)) or not isinstance(step, int):
         raise UserError(f"{path} is damaged or of another version: a run cannot be resumed from it")
@@ -657,7 +661,7 @@ def train(args):
     settings = settings_for(args, saved, device)
     source = source_for(args, settings, out)
     config = saved["config"] if saved else config_for(settings, source)
-    if getattr(source, "channels", 1) != config["vae"]["channels"]:
+    if getattr(source, "channels", 1) != VAEConfig(**config["vae"]).channels:
         raise UserError("the clips have changed between grey and colour since the run began: "
                         "begin another run with --out")
     if settings["upscale_steps"]:

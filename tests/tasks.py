@@ -67,9 +67,9 @@ def fills(model, classifier, scenes, args):
     vae_keys = rebuild(model, keys)
     gap = np.linalg.norm(np.diff(centres(keys), axis=1), axis=-1)                    # b 16
     middle = (centres(keys)[:, 1:] + centres(keys)[:, :-1]) / 2
-    print("\nfills: 16 new frames between 17 real key frames; off: mean distance of the ink's centre"
-          " from the midpoint\nin gaps between key frames, and the share within a quarter, where "
-          "the gap is 1 px or more\nway (fill's steps)      PSNR dB   off  within %  digit %  "
+    print("\nfills: 16 new frames between 17 real key frames; off: mean distance of the ink's "
+          "centre from the midpoint\nin gaps between key frames, and the share within a quarter, "
+          "where the gap is 1 px or more\nway (fill's steps)      PSNR dB   off  within %  digit %  "
           "steady %  s a clip")
     ways = [("mask", 1), ("mask", 2), ("mask", 4), ("mask", 10), ("replacement", 10),
             ("reconstruction", 10), ("copying", 0), ("cross-fading", 0), ("the VAE's truth", 0)]
@@ -80,8 +80,9 @@ def fills(model, classifier, scenes, args):
                          known_by=way, sampler=args.sampler, steps=steps * FILL_SHARE[way])
             x = x.cpu()[:, :, NEW]
         else:
-            x = {"copying": vae_keys[:, :, :-1], "the VAE's truth": rebuild(model, truth[:, :, NEW]),
-                 "cross-fading": (vae_keys[:, :, :-1] + vae_keys[:, :, 1:]) / 2}[way]
+            x = {"copying": vae_keys[:, :, :-1],
+                 "cross-fading": (vae_keys[:, :, :-1] + vae_keys[:, :, 1:]) / 2,
+                 "the VAE's truth": rebuild(model, truth[:, :, NEW])}[way]
         seconds = (time.perf_counter() - begin) / len(x)
         off = np.linalg.norm(centres(x) - middle, axis=-1)[gap >= 1] / gap[gap >= 1]
         read = metrics.read_clips(x, classifier, stride_ticks=4)

@@ -1,0 +1,359 @@
+"""Facts of what a run promises: killed, stopped, out of room, numbers wrong, several processes."""
+
+import csv
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import metrics
+import sample
+import train
+import unet3d
+import vae
+
+ROOT = Path(__file__).parent.parent
+FEW = ["--digits", "drawn", "--device", "cpu", "--vae-steps", "3", "--image-steps", "2", "--steps",
+       "3", "--upscale-steps", "2", "--batch-size", "2"]
+
+
+def shrink(threads=1):
+    """Small networks, and a checkpoint after every step: what the processes below begin with."""
+    torch.set_num_threads(threads)
+    train.PRESETS["tiny"] |= dict(vae=vae.VAEConfig(widths=(8, 16, 16), blocks=1),
+                                  unet=unet3d.UNetConfig(widths=(16, 32), head_dim=8, emb_width=32))
+    train.UPSCALER = unet3d.UNetConfig(widths=(16, 16), head_dim=8, emb_width=16)
+    train.MEASURED = train.LOG_EVERY = 1
+    train.write_samples = lambda *args: None
+
+
+def start(*arguments, launcher=(), **options):
+    """Run train.py's command in another process, as `shrink` makes it."""
+    code = (f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+            "import test_promises, train\ntest_promises.shrink()\nprint('ready', flush=True)\n"
+            "sys.exit(train.main(sys.argv[1:]))")
+    path = Path(arguments[-1]).parent / "driver.py"
+    path.write_text(code)
+    return subprocess.Popen([sys.executable, *launcher, str(path), *arguments], text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """`shrink`, undone after each test."""
+    threads = torch.get_num_threads()
+    for name in ("UPSCALER", "MEASURED", "LOG_EVERY", "write_samples"):
+        monkeypatch.setattr(train, name, getattr(train, name))
+    monkeypatch.setitem(train.PRESETS, "tiny", dict(train.PRESETS["tiny"]))
+    shrink()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    out, before = tmp_path_factory.mktemp("whole"), dict(vars(train))
+    tiny = dict(train.PRESETS["tiny"])
+    shrink()
+    assert train.main([*FEW, "--out", str(out)]) == 0
+    train.PRESETS["tiny"] = tiny
+    vars(train).update({k: before[k] for k in ("UPSCALER", "MEASURED", "LOG_EVERY",
+                                               "write_samples")})
+    return out
+
+
+def rows(out):
+    """log.csv without its time columns."""
+    with open(out / "log.csv", newline="") as file:
+        return [row[:-2] for row in csv.reader(file)]
+
+
+def same(a, b):
+    """Bit for bit the same weights, averages and log, and whole files only."""
+    one, two = (torch.load(out / "checkpoint.pt", weights_only=True) for out in (a, b))
+    for key in ("model", "ema"):
+        assert one[key].keys() == two[key].keys()
+        assert all(torch.equal(one[key][k], two[key][k]) for k in one[key])
+    half = [torch.load(out / "weights.pt", weights_only=True)["ema"] for out in (a, b)]
+    assert all(torch.equal(half[0][k], half[1][k]) for k in half[0])
+    assert rows(a) == rows(b) and not list(b.glob("*.part"))
+
+
+# ---- stopped -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_nothing_is_lost(whole, tmp_path, kills):
+    """kill -9, whatever the run is doing: every checkpoint loads, and the end is the same."""
+    out, chance = tmp_path / "killed", random.Random(kills)
+    few = [*FEW, "--resume", "--out", str(out)]
+    seen = []
+    for _ in range(kills):
+        process = start(*few)
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(chance.uniform(0, 2 if kills == 3 else 1))
+        process.kill()
+        process.wait()
+        if (out / "checkpoint.pt").exists():
+            seen.append(train.read_run(out / "checkpoint.pt")["progress"])
+        if process.returncode == 0:  # faster than the kill: begin again
+            shutil.rmtree(out)
+    print("killed after", seen)
+    process = start(*few)
+    process.communicate()
+    assert process.returncode == 0 and seen == sorted(seen)
+    same(whole, out)
+
+
+@pytest.mark.parametrize("stage", range(4), ids=train.STAGES)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, capsys, stage,
+                                                      number):
+    """Also in the middle of a row of the log."""
+    add = train.Log.add
+
+    def stop(self, losses, t, norm):
+        add(self, losses, t, norm)
+        if train.STAGES[stage] == now[0]:
+            os.kill(os.getpid(), number)
+            monkeypatch.setattr(train.Log, "add", add)
+
+    now, real = [None], train.train_stage
+    monkeypatch.setattr(train, "train_stage",
+                        lambda name, *rest: (now.__setitem__(0, name), real(name, *rest)))
+    monkeypatch.setattr(train.Log, "add", stop)
+    before = signal.getsignal(number)
+    monkeypatch.setattr(train, "LOG_EVERY", 10)
+    assert train.main([*FEW, "--out", str(tmp_path)]) == 128 + number
+    assert "--resume" in capsys.readouterr().out and signal.getsignal(number) is before
+    assert train.read_run(tmp_path / "checkpoint.pt")["progress"] == (stage, 1)
+    assert train.main(["--resume", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    a, b = (train.read_run(out / "checkpoint.pt")["ema"] for out in (whole, tmp_path))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    steps = [(row[0], row[1]) for row in rows(tmp_path)[1:]]
+    assert steps == [("vae", "3"), ("stills", "2"), ("clips", "3"), ("upscale", "2")]
+    want = {row[0]: [float(r[3]) for r in rows(whole) if r[0] == row[0]] for row in rows(whole)[1:]}
+    for row in rows(tmp_path)[1:]:  # the row's loss is the mean over all its steps
+        assert float(row[3]) == pytest.approx(sum(want[row[0]]) / len(want[row[0]]), rel=1e-4)
+
+
+def test_a_full_disk_is_said_and_the_last_checkpoint_is_intact(whole, tmp_path, capsys):
+    out = tmp_path / "full"
+    shutil.copytree(whole, out)
+    before = (out / "checkpoint.pt").read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        status = train.main(["--resume", "--device", "cpu", "--upscale-steps", "4", "--out",
+                             str(out)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    error = capsys.readouterr().err
+    assert status == 2 and "cannot be written" in error and "Traceback" not in error
+    assert (out / "checkpoint.pt").read_bytes() == before and not list(out.glob("*.part"))
+
+
+def test_resuming_with_other_settings_says_which(whole, tmp_path, capsys):
+    out = tmp_path / "other"
+    shutil.copytree(whole, out)
+    assert train.main(["--resume", "--device", "cpu", "--upscale-steps", "3", "--lr", "0.002",
+                       "--out", str(out)]) == 0
+    error = capsys.readouterr().err
+    assert "--upscale-steps 3 (it was 2)" in error and "--lr 0.002 (it was 0.001)" in error
+    assert "--seed" not in error
+
+
+# ---- numbers and memory --------------------------------------------------------------------------
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_number_going_wrong_names_stage_step_and_noise_level(tmp_path, monkeypatch, capsys, what):
+    """It stops before the next checkpoint, so the last one is good."""
+    real, calls = train.diffusion_loss, []
+
+    def poisoned(model, x, *rest):
+        losses, t = real(model, x, *rest)
+        calls.append(t)
+        if len(calls) < 4:  # stills 1 and 2, clips 1
+            return losses, t
+        bad = losses.clone()
+        if what == "loss":
+            bad[1] = float("nan")
+        else:  # finite, with an infinite slope
+            bad[1] = losses[1] + (losses[1] - losses[1].detach()).sqrt()
+        return bad, t
+
+    monkeypatch.setattr(train, "diffusion_loss", poisoned)
+    assert train.main([*FEW, "--out", str(tmp_path)]) == 2
+    error, = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert f"the {what} is not finite at step 2 of stage clips, noise level" in error
+    if what == "loss":
+        assert f"noise level {int(calls[3][1])}:" in error
+    good = train.read_run(tmp_path / "checkpoint.pt")
+    assert good["progress"] == (2, 1)
+    assert all(v.isfinite().all() for v in good["model"].values())
+
+
+def test_skipped_steps_of_fp16_are_counted_and_no_error(tmp_path):
+    log = train.Log(tmp_path / "log.csv", 0, 0, None, torch.device("cpu"))
+    for norm in (1., float("inf"), float("nan"), 2.):
+        log.add(torch.ones(2), torch.tensor([0, 999]), torch.tensor(norm))
+    assert log.row("clips", 4, 8, .1, scaling=True)[2] == 2
+    with pytest.raises(data.UserError, match="gradient is not finite at step 1 "):
+        log.add(torch.ones(2), torch.tensor([0, 999]), torch.tensor(float("inf")))
+        log.row("clips", 1, 2, .1, scaling=False)
+
+
+def test_out_of_memory_says_to_lower_the_batch(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB")
+
+    monkeypatch.setattr(train, "make_batch", full)
+    assert train.main([*FEW, "--out", str(tmp_path)]) == 2
+    assert "lower --batch-size" in capsys.readouterr().err
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+def test_two_processes_follow_one_with_the_joined_batch(whole, tmp_path):
+    """And only the first writes; the run can go on with another number of processes."""
+    out = tmp_path / "two"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = start(*FEW, "--steps", "2", "--out", str(out), launcher=launcher)
+    printed, _ = process.communicate()
+    assert process.returncode == 0 and printed.count("done: ") == printed.count("PSNR") == 1
+    shutil.copytree(out, tmp_path / "three")
+    assert train.main(["--resume", "--device", "cpu", "--steps", "2", "--out", str(out)]) == 0
+    one = tmp_path / "one"
+    assert train.main([*FEW, "--steps", "2", "--out", str(one)]) == 0
+    a, b = (train.read_run(folder / "checkpoint.pt")["ema"] for folder in (one, out))
+    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+    for x, y in zip(rows(one)[1:], rows(out)[1:], strict=True):
+        assert x[:3] == y[:3]
+        assert [float(v) for v in x[3:]] == pytest.approx([float(v) for v in y[3:]], rel=1e-2,
+                                                          nan_ok=True)
+    process = start("--resume", "--device", "cpu", "--upscale-steps", "4", "--out",
+                    str(tmp_path / "three"), launcher=launcher)
+    process.communicate()
+    assert process.returncode == 0 and rows(tmp_path / "three")[-1][:3] == ["upscale", "4", "8"]
+
+
+def test_each_process_draws_its_rows_of_the_same_numbers():
+    one = train.Draws((0, "clips", 7), "cpu")
+    two = [train.Draws((0, "clips", 7), "cpu", rank, 2) for rank in (0, 1)]
+    for draw in ("uniform", "normal"):
+        a, b = getattr(one, draw)(6, 3), [getattr(d, draw)(3, 3) for d in two]
+        assert torch.equal(a, torch.cat(b))
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(data.UserError, match="multiple"):
+        train.settings_for(train.parse([*FEW, "--batch-size", "3"]), None, torch.device("cpu"))
+
+
+# ---- files that are not what they should be ------------------------------------------------------
+
+def damage(key, value):
+    """A checkpoint's dict with the entry at `key` (a path) changed."""
+    def change(saved):
+        part = saved
+        for name in key[:-1]:
+            part = part[name]
+        part[key[-1]] = value
+        return saved
+    return change
+
+
+DAMAGES = [
+    damage(["config"], {}), damage(["config"], 3), damage(["config", "unet"], "x"),
+    damage(["config", "unet", "widths"], [10, 10]), damage(["config", "unet", "head_dim"], 0),
+    damage(["config", "vae", "widths"], []), damage(["config", "text", "heads"], -1),
+    damage(["config", "vocabulary"], None), damage(["config", "vocabulary"], []),
+    damage(["config", "size"], "64"), damage(["config", "predict"], "noise"),
+    damage(["config", "upscale", "widths"], [16]), damage(["ema"], []), damage(["ema"], {"a": 1})]
+DAMAGED_RUNS = [
+    damage(["progress"], (9, 1)), damage(["progress"], ()), damage(["progress"], (0, None)),
+    damage(["settings"], {}), damage(["settings", "lr"], "fast"), damage(["model"], {}),
+    damage(["settings", "data_root"], 5), damage(["optimizer"], {"a": 1}), damage(["sums"], 0)]
+
+
+@pytest.mark.parametrize("main,change", [*((sample.main, change) for change in DAMAGES),
+                                         *((train.main, change) for change in DAMAGES),
+                                         *((train.main, change) for change in DAMAGED_RUNS)])
+def test_damaged_checkpoints_get_one_sentence_and_status_2(whole, tmp_path, capsys, main, change):
+    path = tmp_path / "checkpoint.pt"
+    torch.save(change(torch.load(whole / "checkpoint.pt", weights_only=True)), path)
+    before = path.read_bytes()
+    arguments = (["a 3", "--checkpoint", str(path), "--out", str(tmp_path / "a.gif")]
+                 if main is sample.main else ["--resume", "--out", str(tmp_path)])
+    assert main([*arguments, "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1 and "Traceback" not in error
+    assert path.read_bytes() == before and not (tmp_path / "a.gif").exists()
+
+
+@pytest.mark.parametrize("share", [0, .1, .5, .99])
+def test_truncated_checkpoints_get_one_sentence_and_status_2(whole, tmp_path, capsys, share):
+    content = (whole / "checkpoint.pt").read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(content[:int(share * len(content))])
+    assert train.main(["--resume", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert sample.main(["a 3", "--checkpoint", str(tmp_path / "checkpoint.pt"), "--out",
+                        str(tmp_path / "a.gif")]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+
+
+def test_a_malicious_run_is_refused_unexecuted(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "owned"), "w")
+
+    torch.save({"config": {}, "ema": {}, "settings": Evil()}, tmp_path / "checkpoint.pt")
+    assert train.main(["--resume", "--out", str(tmp_path), "--device", "cpu"]) == 2
+    (tmp_path / "classifier.pt").write_bytes((tmp_path / "checkpoint.pt").read_bytes())
+    with pytest.raises(data.UserError, match="damaged"):
+        metrics.load_classifier(tmp_path / "classifier.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+# ---- strange words -------------------------------------------------------------------------------
+
+STRANGE = ["", " ", "\t\n", "\0", "\x1b[31mred", "a 3\x00moving\x07left", "😀", "😀 moving left",
+           "数字が左に動く", "цифра 3 движется", "رقم ثلاثة", "אפס", "α β γ", "é" * 500, "a " * 10_000,
+           "moving " * 10_000, "x" * 100_000, "$(rm -rf /)", "`id`", "; ls", "a 3 && reboot",
+           "| cat", "> out.gif", "../../etc/passwd", "C:\\digits", "%s%n%x", "{0.__class__}", "{prompt}",
+           "' OR 1=1 --", "<script>", "\\", "\"", "'", "-", "--", "a 3 --steps", "nan", "inf", "-1",
+           "1e999", "ⅷ", "٣", "３ moving left", "a\u202e3 moving left", "\ufeffa 3", "\ud7ff",
+           "a.3.left", "A 3 MOVING LEFT", "a-3-moving-left"]
+
+
+def test_two_hundred_strange_prompts_make_a_clip_or_one_sentence(whole, tmp_path, capsys):
+    chance = random.Random(0)
+    prompts = [*STRANGE, *("".join(chr(chance.randrange(1, 0xd800)) for _ in range(
+        chance.randrange(1, 60))) for _ in range(200 - len(STRANGE)))]
+    assert len(prompts) == 200
+    made = 0
+    for prompt in prompts:
+        (tmp_path / "a.png").unlink(missing_ok=True)
+        try:
+            status = sample.main(["--checkpoint", str(whole / "weights.pt"), "--steps", "1",
+                                  "--frames", "16", "--device", "cpu", "--out",
+                                  str(tmp_path / "a.png"), "--", prompt])
+        except SystemExit as stop:
+            status = stop.code
+        out, error = capsys.readouterr()
+        assert (status == 0) == (tmp_path / "a.png").exists() and status in (0, 2), prompt
+        assert "Traceback" not in error and len(error) < 2000
+        assert all(c.isprintable() or c == "\n" for c in out + error), prompt
+        assert (status == 2) == (error.count("error: ") == 1)
+        made += status == 0
+    assert 100 < made < 200
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["a.png"])

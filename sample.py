@@ -305,7 +305,7 @@ def upscaler(model, x):
 
 
 @torch.no_grad()
-def upscale(model, x, steps=10, seed=0):
+def upscale(model, x, steps=2, seed=0):
     """Clips x (b c f h w) -> (b c f 2h 2w), as Make-A-Video in space (section 3): each frame is
     denoised alone but from the same noise, so that what is invented does not flicker."""
     frames, out = rearrange(x, "b c f h w -> (b f) c 1 h w"), []

@@ -295,8 +295,8 @@ class Log:
                "loss_t750_999", "grad_norm", "lr", "skipped", "clips_per_s", "seconds")
 
     def __init__(self, path, stage, step, sums, device):
-        rows = list(csv.reader(open(path, newline=""))) if path.exists() else []
-        keep = [row for row in rows[1:] if len(row) == len(self.columns) and row[0] in STAGES
+        rows = csv.reader(path.read_text().splitlines() if path.exists() else [])
+        keep = [row for row in rows if len(row) == len(self.columns) and row[0] in STAGES
                 and (STAGES.index(row[0]), int(row[1])) <= (stage, step)]
         self.path, self.recent = path, []
         # the loss and the count of each quarter of the noise levels
@@ -400,12 +400,14 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, so
             log.add(losses, t, norm)
             bar.update()
             last, due = step + 1 == steps, (step + 1) % LOG_EVERY == 0
+            stop = (world == 1 or due) and asked_to_stop(device)
             if due or last:
                 mean, speed, skipped = log.row(stage, step + 1, (step + 1) * n * world, lr,
                                                scaler.is_enabled())
                 bar.set_postfix_str(f"loss {mean:.4f}, {speed:.0f} {unit}/s"
                                     + f", {skipped} steps skipped" * (skipped > 0))
-            stop = (world == 1 or due) and asked_to_stop(device)
+            elif stop:
+                log.check(stage, step + 1, scaler.is_enabled())
             if last or stop or (step + 1) % interval == 0:
                 finish(stage, step + 1, batch[0], strips=last or (step + 1) % (4 * interval) == 0)
                 log.mark = time.perf_counter()

@@ -78,6 +78,25 @@ class UserError(Exception):
     """Something the user can mend: commands print its one sentence and exit with status 2."""
 
 
+def exit_status(work):
+    """Do a command's work(); what the user can mend becomes one sentence and exit status 2."""
+    try:
+        work()
+        return 0
+    except KeyboardInterrupt:
+        print("\nstopped at once; files written before are intact", file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
+        sentence = error
+    except (RuntimeError, MemoryError) as error:  # devices have no common exception for it
+        full = isinstance(error, MemoryError) or re.search("out of memory|can't alloc", str(error))
+        if not full:
+            raise
+        sentence = "out of memory: lower --batch-size, or --num where clips are made"
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
+
+
 # ---- digits: MNIST from disk, cache or net; else pen strokes ------------------------------------
 
 MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/",        # as in torchvision
@@ -574,7 +593,7 @@ def find_captions(root):
                    if path.is_file() and path.resolve().is_relative_to(root))
     captions = {path: "" for path in files if path.suffix.lower() in (".gif", ".mp4")}
     beside, left_out = {path.with_suffix(".txt"): path for path in captions}, {}
-    told = [f for f in files if f.suffix == ".txt" or f.name in ("metadata.csv", "metadata.jsonl")]
+    told = [f for f in files if f in beside or f.name in ("metadata.csv", "metadata.jsonl")]
     for path, text in chain.from_iterable(map(caption_rows, told)):
         path = beside.get(path, path)
         text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -618,7 +637,6 @@ def decode(root, captions, left_out, part, channels):
             kept.append((caption, *shape))
     why = few([f"{os.path.relpath(path, root)!r} {why}" for path, why in left_out.items()])
     if not kept:
-        part.unlink()
         raise UserError(f"{root} has no clip to train on: {why or 'there is no GIF or MP4 file'}")
     captions, lengths, sizes = zip(*kept)
     note = (f"note: {len(kept):,} {'grey' if channels == 1 else 'colour'} clips of "
@@ -646,8 +664,12 @@ class FolderClips:
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or others, or damaged
             out.mkdir(parents=True, exist_ok=True)
             part = out / "clips.part"
-            info = (decode(root, captions, left_out, part, 1)  # grey as long as it can be
-                    or decode(root, captions, left_out, part, 3))
+            try:
+                info = (decode(root, captions, left_out, part, 1)  # grey as long as it can be
+                        or decode(root, captions, left_out, part, 3))
+            except BaseException:  # room is given back, also where there was too little
+                part.unlink(missing_ok=True)
+                raise
             (out / "clips.json").unlink(missing_ok=True)  # so that the two never disagree
             part.replace(out / "clips.u8")
             part.write_text(json.dumps({self.fingerprint: info}))
@@ -655,12 +677,12 @@ class FolderClips:
             self.open(out)
 
     def open(self, out):
-        """Map what was decoded from the same files, and say what it is."""
+        """Map what was decoded from the same files; `note` says what it is."""
         info = json.loads((out / "clips.json").read_text())[self.fingerprint]
         self.captions, self.channels = info["captions"], info["channels"]
         self.frames = np.memmap(out / "clips.u8", np.uint8, "r", shape=(
             len(self.captions), ACTION + 1, self.channels, SIZE, SIZE))
-        print(info["note"], file=sys.stderr)
+        self.note = info["note"]
 
     def __call__(self, n, *, seed=0, start=0):
         """Draws start ... start + n - 1, each a clip that a hash of (seed, draw) chooses."""
@@ -749,7 +771,8 @@ def main(argv=None):
     args = p.parse_args(argv)
     captions = args.captions or ("four" if args.export or args.colour else "full")
     n = (2000 if args.export else 12) if args.num is None else args.num
-    try:
+
+    def work():
         if n < 1 or args.seed < 0 or args.colour and captions == "full":
             raise UserError("--num must be 1 or more, --seed 0 or more, and --colour goes with "
                             "--captions four only")
@@ -763,10 +786,8 @@ def main(argv=None):
             write_clip(x, "data.png", fps=5)
             print(GRAMMAR, "\ndata.png: 16 key frames of each clip, a row per caption", *texts,
                   sep="\n")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

@@ -45,13 +45,16 @@ SAMPLERS = ("dpm", "ddim", "ddpm")
 def guide(unconditional, conditional, scale):
     """Guided prediction: 0 is unconditional, 1 conditional; scale = 1 + w of Ho & Salimans Eq. 6.
 
+    What the network says with the caption minus what it says without is the direction in which the
+    caption pulls; a scale over 1 goes further that way, for more obedience and less variety.
     Exact for eps, v and x0 alike, because at a given xt each is an affine function of the others.
     """
     return unconditional + scale * (conditional - unconditional)
 
 
 def timesteps(steps):
-    """`steps` noise levels from 999 down, evenly spaced, "trailing" (Lin et al. Table 2)."""
+    """`steps` noise levels from 999 down, evenly spaced, "trailing" (Lin et al. Table 2): however
+    few there are, the first is 999, the level that pure noise x_T really has."""
     if not 1 <= steps <= T:
         raise ValueError(f"steps is {steps}, but must be 1 ... {T}")
     return [round(T - T * i / steps) - 1 for i in range(steps)]
@@ -90,7 +93,11 @@ class Diffusion:
         return a * x0 + s * eps
 
     def target(self, x0, t, eps):
-        """What the network should return: ε, x0 or v = √ᾱ·ε − √(1−ᾱ)·x0  (Salimans & Ho, app. D)"""
+        """What the network should return: ε, x0 or v = √ᾱ·ε − √(1−ᾱ)·x0  (Salimans & Ho, app. D)
+
+        At high noise ε is nearly xt itself and says nothing of x0; at low noise so is x0. v asks
+        for what is missing at both ends, and `to_x0_eps` never divides by a number near zero.
+        """
         a, s = self._scales(t, x0)
         return {"eps": eps, "x0": x0, "v": a * eps - s * x0}[self.predict]
 
@@ -123,8 +130,9 @@ class Diffusion:
     # ---- parts of x that are known, for a model never trained with known parts -------------------
 
     def replacement(self, model, known, mask, eps):
-        """The model with xt's known part (mask True) replaced by noised truth: what SDEdit-like
-        inpainting does. The rest is denoised beside it, but nothing tells it to agree."""
+        """The model with xt's known part (mask True) replaced by noised truth (Song et al. 2021,
+        score SDE, 2011.13456, app. I.2). The rest is denoised beside it, but nothing tells it to
+        agree, unless the model was trained to see what is known."""
         def predict(x, t):
             return model(torch.where(mask, self.q_sample(known, t, eps), x), t)
         return predict

@@ -539,7 +539,8 @@ def main(argv=None):
     add("--audit", action="store_true", help="test the judge itself, on real clips; no checkpoint")
     add("--train-classifier", action="store_true", help="train the judge's DigitNet instead")
     args = parser.parse_args(argv)
-    try:
+
+    def work():
         if args.train_classifier:
             source = "mnist" if args.digits == "auto" else args.digits  # drawn only if asked for
             digits = data.load_digits("train", source, args.data_root)
@@ -550,10 +551,8 @@ def main(argv=None):
             print(f"saved {CLASSIFIER}: DigitNet trained on {digits.source}, seed {args.seed}")
         else:
             (audit if args.audit else report)(args)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return data.exit_status(work)
 
 
 if __name__ == "__main__":

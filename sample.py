@@ -28,7 +28,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from data import UserError, check_clip_path, fit, write_clip
+from data import UserError, check_clip_path, exit_status, fit, write_clip
 from diffusion import SAMPLERS, Diffusion, T, guide
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import STRIDES, UNet3D, UNetConfig
@@ -44,7 +44,7 @@ GUIDANCE = 3.0
 GUIDED_FROM = 600                               # the lowest noise level that guidance works at
 PATCH = 4                                       # pixels: what super-resolution takes as one place
 DETAIL = 8                                      # 1 / std of what bicubic enlarging lacks
-CHUNK = 64                                      # clips sampled as one batch, to bound memory
+CHUNK = 128                                     # windows sampled as one batch, to bound memory
 
 
 class TextToVideo(nn.Module):
@@ -141,21 +141,25 @@ def denoiser(model, tokens, scale, **window):
     """The network as a function (x, t) -> guided prediction, which is all the samplers see.
 
     Guidance pushes at high noise only, where a clip's content is decided; below GUIDED_FROM it
-    would add the errors of two passes, and one is cheaper (Kynkäänniemi et al. 2024, 2404.07724).
+    would add the errors of two passes, and one is cheaper. (Kynkäänniemi et al. 2024, 2404.07724,
+    found the same of low noise; of the highest they found harm, where our motion is decided.)
     """
-    b, scales = len(tokens), {0: [True], 1: [False]}.get(scale, [False, True])
-    with amp(tokens.device):  # with the caption; without, where guidance needs that too
-        drop = torch.tensor(scales, device=tokens.device).repeat_interleave(b)
-        context, mask = model.text_encoder(tokens.repeat(len(scales), 1), drop)
+    b, drops = len(tokens), {0: [True], 1: [False]}.get(scale, [False, True])
+    with amp(tokens.device):  # a pass with the caption; one without, where guidance needs it
+        drop = torch.tensor(drops, device=tokens.device).repeat_interleave(b)
+        context, mask = model.text_encoder(tokens.repeat(len(drops), 1), drop)
 
     def predict(x, t):
-        n = len(scales) if t[0] >= GUIDED_FROM else 1
+        n = len(drops) if t[0] >= GUIDED_FROM else 1
         rest = {k: v.repeat(n, *[1] * (v.ndim - 1)) if torch.is_tensor(v) else v
                 for k, v in window.items()}
         with amp(x.device):
             out = model.unet(x.repeat(n, 1, 1, 1, 1), t.repeat(n), context[:n * b], mask[:n * b],
                              **rest)
-        return out if n == 1 else guide(*out.chunk(2)[::-1], scale)
+        if n == 1:
+            return out
+        conditional, unconditional = out.chunk(2)
+        return guide(unconditional, conditional, scale)
 
     return predict
 
@@ -236,9 +240,9 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     device = model.vae.latent_std.device
     tokens = torch.stack([model.tokenizer(part) for part in (prompts, *then)]).to(device)   # s b n
     shape = (model.vae.config.latent_channels, WINDOW, *[model.config["size"] // 8] * 2)
-    clips = []
-    for i in range(0, len(prompts), CHUNK):
-        part = tokens[:, i:i + CHUNK]
+    clips, chunk = [], max(1, CHUNK * 16 // (num_frames * len(tokens)))  # CHUNK windows at most
+    for i in range(0, len(prompts), chunk):
+        part = tokens[:, i:i + chunk]
         randoms = [seeded(seed, i + k) for k in range(part.shape[1])]
 
         def noise(like):  # each clip's windows draw their noise from the clip's own generator
@@ -261,7 +265,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
             way = getattr(model.diffusion, {"mask": "replacement"}.get(known_by, known_by))
             return torch.where(mask, known, run(way(network, known, mask, x_T), x_T, steps))
 
-        start = () if first is None else begin(model.vae.encode(first[i:i + CHUNK].to(device)))
+        start = () if first is None else begin(model.vae.encode(first[i:i + chunk].to(device)))
         whole = first is not None and first.shape[2] == WINDOW  # then there is only to fill
         z = start[0] if whole else sample(part[0], steps, scale, stride, *start)
         for again in part[1:]:
@@ -322,9 +326,14 @@ def upscale(model, x, steps=2, seed=0):
 @torch.no_grad()
 def preference(model, prompts, x, stride, draws=16, seed=0):
     """How much better the model denoises each clip x (b c f h w) with its prompt than without one:
-    (b,), by which `--best-of` ranks, as CogView (Ding et al. 2021, 2105.13290, section 3.2) does
-    with its own likelihood. Mean over `draws` noise levels; every clip sees the same noise.
+    (b,), by which `--best-of` ranks. The denoising loss bounds -log p, so this estimates
+    log p(x|prompt) - log p(x), which by Bayes is log p(prompt|x) and a constant: what CogView
+    (Ding et al. 2021, 2105.13290, section 3.2) ranks by, with a captioner trained for it. Mean
+    over `draws` noise levels; every clip sees the same noise.
     """
+    if len(x) > CHUNK:
+        parts = [slice(i, i + CHUNK) for i in range(0, len(x), CHUNK)]
+        return torch.cat([preference(model, prompts[p], x[p], stride, draws, seed) for p in parts])
     device = model.vae.latent_std.device
     z, tokens = model.vae.encode(x.to(device)), model.tokenizer(prompts).to(device)
     generator, total = seeded(seed, "preference"), 0
@@ -410,16 +419,13 @@ def read_picture(path, model):
         with open(path, "rb") as file:  # important: PostScript is a program, which Pillow would run
             if file.read(4) in (b"%!PS", b"\xc5\xd0\xd3\xc6"):
                 raise UserError("PostScript")
-        picture = np.atleast_3d(imageio.imread(path, plugin="pillow"))
+        picture = imageio.imread(path, plugin="pillow", index=0, mode="RGBA", rotate=True)
     except Exception as error:  # imageio raises what its plug-ins raise
         raise UserError(f"{path} cannot be read as a picture ({type(error).__name__}): name a "
                         "PNG, JPEG or GIF file") from None
-    picture = picture[0] if picture.ndim == 4 else picture                              # h w c
-    if picture.dtype != np.uint8 or min(picture.shape[:2]) < 1:
-        raise UserError(f"{path} is no picture with 8 bits a colour: save it as a plain PNG")
-    size, c = model.config["size"], model.vae.config.channels
-    x, (h, w) = fit(picture, size), picture.shape[:2]
-    x = rearrange(x.mean(0, keepdim=True) if c == 1 else x.expand(3, -1, -1), "c h w -> c 1 h w")
+    size, c, (h, w) = model.config["size"], model.vae.config.channels, picture.shape[:2]
+    x = fit(picture[..., :3] * (picture[..., 3:] / 255), size)      # what is transparent is black
+    x = rearrange(x.mean(0, keepdim=True) if c == 1 else x, "c h w -> c 1 h w")
     return x / 127.5 - 1, (f"{path}: {w}x{h} pixels fitted to {size}x{size} in "
                            f"{'grey' if c == 1 else 'colour'}, black around")
 
@@ -459,24 +465,23 @@ def keep_best(args, model, prompts, x):
 def main(argv=None):
     """Runs the command; returns its exit status."""
     begin = time.perf_counter()
+
+    def work():
+        args = parse(argv)
+        model = load(args.checkpoint, args.device)
+        if args.upscale == 2 and model.upscaler is None:
+            raise UserError("these weights have no super-resolution: train it with train.py "
+                            "--upscale-steps N, and name them with --checkpoint")
+        x = run(args, model)
+        fps = args.fps or (args.frames / SECONDS if args.stride == 4 else TICKS / args.stride)
+        write_clip(x, args.out, fps=fps)
+        print(f"{args.out}: {len(x)} clip{'s' * (len(x) > 1)} of {x.shape[2]} frames from "
+              f"{args.checkpoint or SHIPPED}, seed {args.seed}, "
+              f"{time.perf_counter() - begin:.1f} s on {next(model.parameters()).device}")
+
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *rest: print(f"note: {message}", file=sys.stderr)
-        try:
-            args = parse(argv)
-            model = load(args.checkpoint, args.device)
-            if args.upscale == 2 and model.upscaler is None:
-                raise UserError("these weights have no super-resolution: train it with train.py "
-                                "--upscale-steps N, and name them with --checkpoint")
-            x = run(args, model)
-            fps = args.fps or (args.frames / SECONDS if args.stride == 4 else TICKS / args.stride)
-            write_clip(x, args.out, fps=fps)
-        except (UserError, OSError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-    print(f"{args.out}: {len(x)} clip{'s' * (len(x) > 1)} of {x.shape[2]} frames from "
-          f"{args.checkpoint or SHIPPED}, seed {args.seed}, "
-          f"{time.perf_counter() - begin:.1f} s on {next(model.parameters()).device}")
-    return 0
+        return exit_status(work)
 
 
 if __name__ == "__main__":

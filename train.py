@@ -21,12 +21,12 @@ import copy
 import csv
 import math
 import os
-import re
 import shlex
 import signal
 import sys
 import time
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -111,6 +111,22 @@ def say(text, file=None):
     """Print once, however many processes there are."""
     if rank() == 0:
         print(text, file=file)
+
+
+def first_alone(work):
+    """work() in the first process and then in the others, which find what it has written; if it
+    raises `UserError` there, all raise it."""
+    failed = [None]
+    if rank() == 0:
+        try:
+            result = work()
+        except UserError as error:
+            failed = [str(error)]
+    if processes() > 1:
+        dist.broadcast_object_list(failed)
+    if failed[0]:
+        raise UserError(failed[0])
+    return result if rank() == 0 else work()
 
 
 def on_signal(number, frame):
@@ -295,9 +311,9 @@ class Log:
                "loss_t750_999", "grad_norm", "lr", "skipped", "clips_per_s", "seconds")
 
     def __init__(self, path, stage, step, sums, device):
-        rows = csv.reader(path.read_text().splitlines() if path.exists() else [])
+        rows = csv.reader(path.read_text(errors="replace").splitlines() if path.exists() else [])
         keep = [row for row in rows if len(row) == len(self.columns) and row[0] in STAGES
-                and (STAGES.index(row[0]), int(row[1])) <= (stage, step)]
+                and row[1].isdigit() and (STAGES.index(row[0]), int(row[1])) <= (stage, step)]
         self.path, self.recent = path, []
         # the loss and the count of each quarter of the noise levels
         self.sums = torch.zeros(2, 4) if sums is None or rank() > 0 else sums
@@ -327,7 +343,8 @@ class Log:
             what = "gradient" if loss_ok[bad[0]] else "loss"
             where = "" if stage == "vae" else f", noise level {level}"
             raise UserError(f"the {what} is not finite at step {at} of stage {stage}{where}: the "
-                            "last good checkpoint is kept; --resume with a lower --lr or --amp off")
+                            "last good checkpoint is kept; --resume with --amp off, or begin "
+                            "again with a lower --lr")
         return recent[-1, 1].item(), int((~norm_ok).sum())
 
     def row(self, stage, step, clips, lr, scaling):
@@ -360,7 +377,7 @@ def write_samples(folder, stage, step, x, model, ema, prompts):
             else:
                 strip = generate(net, prompts, num_frames=16, seed=0)
             data.write_clip(strip, folder / f"{stage}_{step:06d}_{name}.png")
-    except ImportError as error:  # a training machine without imageio loses strips, not the run
+    except (ImportError, OSError, UserError) as error:  # strips may be lost, but not the run
         print(f"note: no sample strips: {error}", file=sys.stderr)
 
 
@@ -478,13 +495,13 @@ def run(settings, config, source, compiled, out, saved, device):
                 settle_vae(model, ema, settings, source, device)
             if rank() > 0:
                 return
-            if strips:
-                write_samples(out / "samples", stage, step, x, model, ema, settings["prompts"])
             save(out / "checkpoint.pt", {
                 "config": config, "settings": settings, "ema": ema.state_dict(),
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "scaler": scaler.state_dict(), "sums": log.sums,
                 "progress": (STAGES.index(stage), step)})
+            if strips:
+                write_samples(out / "samples", stage, step, x, model, ema, settings["prompts"])
 
         train_stage(STAGES[k], step if k == stage else 0, model, ema, optimizer, scaler, dtype,
                     settings, source, log, finish)
@@ -533,7 +550,8 @@ def parse(argv):
                    help="torch.compile the U-Net: minutes to start, then faster steps")
     p.add_argument("--digits", choices=("auto", "mnist", "drawn"),
                    help="auto: MNIST where it can be had, else digits drawn from pen strokes")
-    p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
+    p.add_argument("--data-root", metavar="DIR", type=os.path.abspath,
+                   help="folder with MNIST's .gz files")
     p.add_argument("--captions", choices=("full", "four"),
                    help='full: the whole grammar (base); four: only "a 3 moving left" and the '
                         'like, one digit in four directions (tiny)')
@@ -580,7 +598,8 @@ def settings_for(args, saved, device):
             raise UserError(f"the run began with --{flag} {began[flag]}, not {given[flag]}: leave "
                             "the flag out, or begin another run with --out")
     settings |= given
-    settings["amp"] = {"auto": "bf16" if device.type == "cuda" else "off"}.get(args.amp, args.amp)
+    auto = began.get("amp") or ("bf16" if device.type == "cuda" else "off")
+    settings["amp"] = auto if args.amp == "auto" else args.amp
     if not saved and args.predict == "eps" and args.schedule is None:
         say("note: --predict eps takes the linear schedule, as in DDPM: at the cosine's last "
             "step, x0 = (xt - s eps) / a divides by 5e-5")
@@ -589,11 +608,13 @@ def settings_for(args, saved, device):
         raise UserError(f"--batch-size {settings['batch_size']} is shared by {processes()} "
                         "processes, so it must be a multiple of their number")
     if saved:
-        stage, step = STAGES[saved["progress"][0]], saved["progress"][1]
-        name = f"{stage}_steps"
-        if settings[name] != began[name] and settings[name] <= step:
-            raise UserError(f"the {stage} stage has made {step} steps already, so it cannot end at "
-                            f"{settings[name]}: give it more, or leave the flag out")
+        now, step = saved["progress"]
+        for k, stage in enumerate(STAGES[:now + 1]):
+            made, new = step if k == now else began[f"{stage}_steps"], settings[f"{stage}_steps"]
+            if new != began[f"{stage}_steps"] and (k < now or new <= made):
+                raise UserError(f"the {stage} stage has made {made} steps already, so it cannot "
+                                f"end at {new}: " + ("give it more, or " * (k == now))
+                                + "leave the flag out")
         other = [f"--{NAMES.get(k, k).replace('_', '-')} {settings[k]} (it was {v})"
                  for k, v in began.items() if settings[k] != v]
         if other:
@@ -604,18 +625,17 @@ def settings_for(args, saved, device):
 def source_for(args, settings, out):
     """What gives the run its clips: captioned Moving MNIST, or a folder, decoded into `out`."""
     if settings["data"] == MADE:
-        return partial(data.make_scenes, captions=settings["captions"], digits=data.load_digits(
-            "train", settings["digits"], settings["data_root"]))
+        digits = first_alone(lambda: data.load_digits("train", settings["digits"],
+                                                      settings["data_root"]))
+        settings["digits"] = "mnist" if digits.source == "MNIST" else "drawn"  # to be resumed with
+        return partial(data.make_scenes, captions=settings["captions"], digits=digits)
     if not os.path.isdir(settings["data"]):
         raise UserError(f"--data {settings['data']} is neither {MADE} nor a folder of clips")
     if args.captions or args.digits or args.data_root or settings["upscale_steps"]:
         raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
                         f"{MADE}, whose truth is known: leave them out")
-    if rank() > 0:
-        dist.barrier()  # the first process decodes, the others read what it wrote
-    clips = data.FolderClips(settings["data"], out)
-    if rank() == 0 and processes() > 1:
-        dist.barrier()
+    clips = first_alone(lambda: data.FolderClips(settings["data"], out))
+    say(clips.note, file=sys.stderr)
     if settings.setdefault("clips", clips.fingerprint) != clips.fingerprint:
         say("note: the clips have changed since the run began, so it will not go on exactly as it "
             "would have", file=sys.stderr)
@@ -644,13 +664,16 @@ def add_upscaler(config):
 
 
 def train(args):
-    """What the command does; returns the sentence that it ends with."""
+    """What the command does."""
     device = device_for(args.device)
     if processes() > 1:
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            if device.index >= torch.cuda.device_count():
+                raise UserError(f"there are {torch.cuda.device_count()} GPUs here: start no more "
+                                "processes than that")
             torch.cuda.set_device(device)
-        dist.init_process_group()
+        dist.init_process_group(timeout=timedelta(hours=6))  # the first may have clips to decode
     out = args.out or Path("runs") / Path(args.data or MADE).name
     path, saved = out / "checkpoint.pt", None
     if path.exists() and not args.resume:
@@ -675,34 +698,23 @@ def train(args):
         SIGNALS.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
-    return (f"done: python sample.py {shlex.quote(settings['prompts'][0])} --checkpoint "
-            f"{shlex.quote(str(path))}")
+    say(f"done: python sample.py {shlex.quote(settings['prompts'][0])} --checkpoint "
+        f"{shlex.quote(str(path))}")
 
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    args, again = parse(argv), "add --resume to the same command to go on"
+    args = parse(argv)
     try:
-        say(train(args))
-        return 0
+        return data.exit_status(lambda: train(args))
     except Stopped as stop:
         number, stage, step = stop.args
-        say(f"\nstopped after step {step} of stage {stage}; all is saved: {again}")
+        say(f"\nstopped after step {step} of stage {stage}; all is saved: add --resume to the same "
+            "command to go on")
         return 128 + number
-    except KeyboardInterrupt:
-        say(f"\nstopped at once; the last checkpoint, if there is one, is intact: {again}")
-        return 128 + signal.SIGINT
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-    except RuntimeError as error:  # devices have no common exception for a full memory
-        if not re.search("out of memory|can't allocate memory", str(error)):
-            raise
-        print("error: out of memory: lower --batch-size, whose clips are in memory all at once; "
-              f"{again}", file=sys.stderr)
     finally:
         if processes() > 1 and dist.is_initialized():
             dist.destroy_process_group()
-    return 2
 
 
 if __name__ == "__main__":

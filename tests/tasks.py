@@ -174,8 +174,7 @@ def best(model, classifier, scenes, args, n=8):
     for name, chosen in kinds.items():
         prompts = [c for c in chosen.captions for _ in range(n)]
         x = generate(model, prompts, num_frames=16, steps=8, guidance_scale=1, seed=args.seed)
-        liked = torch.cat([preference(model, prompts[i:i + 64], x[i:i + 64], 4).cpu()
-                           for i in range(0, len(x), 64)]).view(-1, n).argmax(1).numpy()
+        liked = preference(model, prompts, x, 4).cpu().view(-1, n).argmax(1).numpy()
         for way, pick in (("first", liked * 0), ("best", liked)):
             s = metrics.score(metrics.read_clips(x[pick + np.arange(len(pick)) * n], classifier),
                               chosen)

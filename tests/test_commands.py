@@ -244,6 +244,16 @@ def test_a_picture_is_the_first_frame(trained, tmp_path, capsys):
     assert "note: " in capsys.readouterr().err
 
 
+def test_what_is_transparent_in_a_picture_is_black(trained, tmp_path):
+    model = sample.load(trained / "weights.pt", "cpu")
+    picture = np.full((64, 64, 4), 255, np.uint8)
+    picture[..., 3] = 0
+    picture[20:40, 30:34, 3] = 255
+    imageio.imwrite(tmp_path / "in.png", picture)
+    x, _ = sample.read_picture(tmp_path / "in.png", model)
+    assert ((x[0, 0] > 0).numpy() == (picture[..., 3] > 0)).all()
+
+
 def test_a_chain_begins_as_its_first_prompt_and_goes_on_from_its_last_frames(trained):
     model = sample.load(trained / "weights.pt", "cpu")
     one = sample.generate(model, ["a 3 moving left"], num_frames=16, steps=2)

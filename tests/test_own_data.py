@@ -88,15 +88,15 @@ def test_equal_frames_in_a_row_keep_their_time(tmp_path):
     assert (levels(clips)[:64:8] == [0, 0, 0, 255, 0, 0, 255, 255]).all()
 
 
-def test_frames_are_fitted_as_pictures_are_and_all_is_said_once(tmp_path, capsys):
+def test_frames_are_fitted_as_pictures_are_and_all_is_said_once(tmp_path):
     captioned(tmp_path / "in" / "tall.gif", size=(90, 45))
     captioned(tmp_path / "in" / "wide.gif", size=(30, 60), frames=5)
     clips = data.FolderClips(tmp_path / "in", tmp_path / "out")
     last = clips.frames[:, -1, 0]
     assert (last[0, :, 16:48] == 7 * 16).all() and not last[0, :, :16].any()
     assert (last[1, 16:48] == 4 * 16).all() and not last[1, :16].any()
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "2 grey clips of 5, 8 frames" in said and "45x90" in said
+    said = clips.note
+    assert said.count("\n") == 0 and "2 grey clips of 5, 8 frames" in said and "45x90" in said
 
 
 def test_one_colour_clip_makes_all_three_channels_and_grey_mp4_stays_grey(tmp_path):
@@ -175,7 +175,7 @@ def test_wrong_metadata_names_the_file_and_the_line(tmp_path, name, text, line):
 
 # ---- what is left out ----------------------------------------------------------------------------
 
-def test_nothing_outside_the_folder_is_read(tmp_path, capsys, monkeypatch):
+def test_nothing_outside_the_folder_is_read(tmp_path, monkeypatch):
     root = tmp_path / "in"
     captioned(root / "good.gif")
     captioned(tmp_path / "secret.gif", "a secret")
@@ -192,8 +192,8 @@ def test_nothing_outside_the_folder_is_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(data, "read_clip", lambda path: opened.append(path) or read(path))
     clips = data.FolderClips(root, tmp_path / "out")
     assert clips.captions == ["a ramp"] and opened == [root / "good.gif"]
-    said = capsys.readouterr().err
-    assert "'link.gif' " in said and "'../secret.gif' " in said and said.count("\n") == 2
+    said = clips.note
+    assert "'link.gif' " in said and "'../secret.gif' " in said and said.count("\n") == 1
 
 
 def damage(root):
@@ -231,10 +231,11 @@ def test_files_that_cannot_be_read_are_listed_and_skipped(tmp_path, capfd):
     (root / "no words.txt").write_text(" ?! ")
     clips = data.FolderClips(root, tmp_path / "out")
     assert clips.captions == ["a ramp"]
-    said = capfd.readouterr().err
-    assert said.count("\n") == 2 and "Traceback" not in said and " more" in said
+    said = clips.note
+    assert said.count("\n") == 1 and "Traceback" not in said and " more" in said
     [info] = json.loads((tmp_path / "out" / "clips.json").read_text()).values()
-    assert "no clip.txt" in info["note"].splitlines()[1]
+    assert "no caption.gif" in info["note"].splitlines()[1]
+    assert "no clip.txt" not in info["note"]                # a licence, say: none of our business
     assert len(bad) == 13
 
 
@@ -274,14 +275,13 @@ def test_no_clip_at_all_is_an_error_that_lists_why(tmp_path):
 
 # ---- decoded once --------------------------------------------------------------------------------
 
-def test_clips_are_decoded_once_and_again_when_a_file_changes(tmp_path, monkeypatch, capsys):
+def test_clips_are_decoded_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
     captioned(tmp_path / "in" / "a.gif")
     first = data.FolderClips(tmp_path / "in", tmp_path / "out").frames[:].copy()
     decode, calls = data.decode, []
     monkeypatch.setattr(data, "decode", lambda *a: calls.append(a) or decode(*a))
-    capsys.readouterr()
     again = data.FolderClips(tmp_path / "in", tmp_path / "out")
-    assert not calls and (again.frames == first).all() and "1 grey" in capsys.readouterr().err
+    assert not calls and (again.frames == first).all() and "1 grey" in again.note
     captioned(tmp_path / "in" / "a.gif", frames=4)
     changed = data.FolderClips(tmp_path / "in", tmp_path / "out")
     assert len(calls) == 1 and not (changed.frames == first).all()
@@ -361,7 +361,9 @@ def test_training_on_a_folder_resumes_bit_exactly(small, exported, tmp_path, mon
     monkeypatch.setattr(train, "write_samples", lambda *a: None)     # the next test has strips
     assert train.main(["--data", str(exported), *FEW]) == 0
     whole, broken = tmp_path / "runs" / "clips", tmp_path / "broken"
-    assert "a 5 moving" in capsys.readouterr().out          # a prompt of its own in the last line
+    out, err = capsys.readouterr()
+    assert "a 5 moving" in out                              # a prompt of its own in the last line
+    assert err.count("are each fitted to one action") == 1
     monkeypatch.setattr(train, "save", save)
     with pytest.raises(Stop):
         train.main(["--data", str(exported), *FEW, "--out", str(broken)])

@@ -146,6 +146,40 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(whole, tmp_path, monkeypat
         assert float(row[3]) == pytest.approx(sum(want[row[0]]) / len(want[row[0]]), rel=1e-4)
 
 
+def test_a_stop_never_saves_wrong_numbers(tmp_path, monkeypatch, capsys):
+    real, calls = train.diffusion_loss, []
+
+    def poisoned(model, *rest):
+        losses, t = real(model, *rest)
+        calls.append(t)
+        if len(calls) == 4:  # clips 2, in the middle of a row of the log
+            os.kill(os.getpid(), signal.SIGTERM)
+            losses = losses * float("nan")
+        return losses, t
+
+    monkeypatch.setattr(train, "diffusion_loss", poisoned)
+    monkeypatch.setattr(train, "LOG_EVERY", 10)
+    assert train.main([*FEW, "--out", str(tmp_path)]) == 2
+    assert "not finite at step 2 of stage clips" in capsys.readouterr().err
+    assert train.read_run(tmp_path / "checkpoint.pt")["progress"] == (1, 2)
+
+
+def test_lost_strips_are_no_lost_run(whole, tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "MEASURED", 1)
+        patch.setitem(sample.STEPS, "dpm", 1)
+        patch.setitem(train.PRESETS, "tiny", train.PRESETS["tiny"] | dict(
+            vae=vae.VAEConfig(widths=(8, 16, 16), blocks=1),
+            unet=unet3d.UNetConfig(widths=(16, 32), head_dim=8, emb_width=32)))
+        patch.setattr(data, "write_clip", full)
+        assert train.main([*FEW[:-4], "--batch-size", "2", "--out", str(tmp_path)]) == 0
+    assert "no sample strips: No space left" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_said_and_the_last_checkpoint_is_intact(whole, tmp_path, capsys):
     out = tmp_path / "full"
     shutil.copytree(whole, out)
@@ -170,6 +204,22 @@ def test_resuming_with_other_settings_says_which(whole, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "--upscale-steps 3 (it was 2)" in error and "--lr 0.002 (it was 0.001)" in error
     assert "--seed" not in error
+
+
+@pytest.mark.parametrize("flag", ["--vae-steps", "--image-steps", "--steps"])
+def test_stages_that_are_over_cannot_be_given_other_steps(whole, capsys, flag):
+    before = (whole / "checkpoint.pt").read_bytes()
+    assert train.main(["--resume", "--device", "cpu", flag, "9", "--out", str(whole)]) == 2
+    assert "steps already" in capsys.readouterr().err
+    assert (whole / "checkpoint.pt").read_bytes() == before
+
+
+def test_precision_is_kept_on_resume(tmp_path, capsys):
+    assert train.main([*FEW, "--amp", "bf16", "--out", str(tmp_path)]) == 0
+    assert train.main(["--resume", "--device", "cpu", "--upscale-steps", "3", "--out",
+                       str(tmp_path)]) == 0
+    assert "--amp" not in capsys.readouterr().err
+    assert train.read_run(tmp_path / "checkpoint.pt")["settings"]["amp"] == "bf16"
 
 
 # ---- numbers and memory --------------------------------------------------------------------------
@@ -329,8 +379,8 @@ def test_a_malicious_run_is_refused_unexecuted(tmp_path, capsys):
 STRANGE = ["", " ", "\t\n", "\0", "\x1b[31mred", "a 3\x00moving\x07left", "😀", "😀 moving left",
            "数字が左に動く", "цифра 3 движется", "رقم ثلاثة", "אפס", "α β γ", "é" * 500, "a " * 10_000,
            "moving " * 10_000, "x" * 100_000, "$(rm -rf /)", "`id`", "; ls", "a 3 && reboot",
-           "| cat", "> out.gif", "../../etc/passwd", "C:\\digits", "%s%n%x", "{0.__class__}", "{prompt}",
-           "' OR 1=1 --", "<script>", "\\", "\"", "'", "-", "--", "a 3 --steps", "nan", "inf", "-1",
+           "| cat", "> out.gif", "../../etc/passwd", "C:\\digits", "%s%n%x", "{0.__class__}",
+           "{prompt}", "' OR 1=1 --", "<script>", "\\", "\"", "'", "-", "--", "a 3 --steps", "nan", "inf", "-1",
            "1e999", "ⅷ", "٣", "３ moving left", "a\u202e3 moving left", "\ufeffa 3", "\ud7ff",
            "a.3.left", "A 3 MOVING LEFT", "a-3-moving-left"]
 

@@ -264,7 +264,7 @@ def test_skipped_steps_of_fp16_are_counted_and_no_error(tmp_path):
 
 def test_out_of_memory_says_to_lower_the_batch(tmp_path, monkeypatch, capsys):
     def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 99 GiB")
 
     monkeypatch.setattr(train, "make_batch", full)
     assert train.main([*FEW, "--out", str(tmp_path)]) == 2

@@ -3,7 +3,7 @@
     python tests/tasks.py --checkpoint runs/base/checkpoint.pt --data-root DIR --num 128
 
 Prompts are "a 3 moving left" and the like, digits are test digits. Each part can be run alone:
-rates, fills, seams, carry, picture, samplers, best, larger.
+rates, fills, seams, carry, picture, samplers, best, larger, losses.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import metrics
+import train
 from diffusion import SAMPLERS
 from sample import FILL_SHARE, device_for, enlarge, generate, load, preference, upscale
 
@@ -205,8 +206,25 @@ def larger(model, classifier, scenes, args):
               f"{flicker:.2f}")
 
 
+def losses(model, classifier, scenes, args):
+    """The denoising loss on test stills and on training's windows of test clips, at fixed noise: by
+    which runs with and without joint training compare."""
+    def source(n, *, seed, start):
+        return choose(scenes, range(start, start + n))
+
+    device = model.vae.latent_std.device
+    print("\nmean denoising loss, and its standard error")
+    for stage in ("stills", "clips"):
+        parts = [train.diffusion_loss(model, *train.make_batch(stage, i, 32, dict(seed=1), source,
+                                                               device),
+                                      train.Draws((1, stage, i), device))[0]
+                 for i in range(0, args.num - 31, 32)]
+        loss = torch.cat(parts)
+        print(f"{stage}: {loss.mean():.4f} +- {loss.std() / len(loss) ** .5:.4f} (n {len(loss)})")
+
+
 PARTS = dict(rates=rates, fills=fills, seams=seams, carry=carry, picture=picture,
-             samplers=samplers, best=best, larger=larger)
+             samplers=samplers, best=best, larger=larger, losses=losses)
 
 
 def main(argv=None):

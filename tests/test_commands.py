@@ -69,7 +69,7 @@ def test_training_writes_checkpoint_weights_log_and_strips(trained):
     assert {v.dtype for v in half["ema"].values()} == {torch.float16} and "optimizer" not in half
 
 
-@pytest.mark.parametrize("stage,step", [(0, 2), (1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("stage,step", [(0, 2), (2, 1)])  # the others: test_promises.py
 def test_resume_is_bit_exact(trained, tmp_path, monkeypatch, stage, step):
     """Stop after any step of any stage, resume, and weights, averages and log are the same."""
     class Stop(Exception):
@@ -83,6 +83,7 @@ def test_resume_is_bit_exact(trained, tmp_path, monkeypatch, stage, step):
             raise Stop
 
     monkeypatch.setattr(train, "LOG_EVERY", 1)
+    monkeypatch.setattr(train, "write_samples", lambda *args: None)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert train.main([*FEW, "--out", str(whole)]) == 0
     monkeypatch.setattr(train, "save", save)
@@ -123,6 +124,7 @@ CHANGES = [["--vae-steps", "2"], ["--image-steps", "1"], ["--steps", "2"], ["--b
 def test_every_training_flag_changes_something(trained, tmp_path, monkeypatch, change):
     monkeypatch.setitem(train.PRESETS, "base", train.PRESETS["tiny"] | dict(
         unet=unet3d.UNetConfig(widths=(24, 32), head_dim=8, emb_width=32)))
+    monkeypatch.setattr(train, "write_samples", lambda *args: None)
     assert train.main([*FEW, *change, "--out", str(tmp_path)]) == 0
     a, b = weights(trained), weights(tmp_path)
     assert any(a[k].shape != b[k].shape or not torch.equal(a[k], b[k]) for k in a)

@@ -208,8 +208,10 @@ def speakers(n, level):
     return [max(0, (k - CARRIED) // (WINDOW - CARRIED)) for k in middle]
 
 
-def check_plan(num_frames, stride, known):
-    """Raise `UserError` for frames and strides that `generate` has no windows for."""
+def check_plan(num_frames, stride, known, sampler):
+    """Raise `UserError` for frames, strides and samplers that `generate` does not have."""
+    if sampler not in SAMPLERS:
+        raise UserError(f"there is no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
     if num_frames not in (16, 32, 64):
         raise UserError(f"--frames is {num_frames}, but must be 16, 32 or 64")
     if stride < 4 and (num_frames > 16 or known):
@@ -230,11 +232,9 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     of prompts (b each) for every window of 13 key frames that goes on from the last four.
     known_by: "mask" (learned), "replacement" or "reconstruction": how known frames take part.
     """
-    check_plan(num_frames, stride, first is not None or then)
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     sampler = sampler or "dpm"
-    if sampler not in SAMPLERS:
-        raise UserError(f"there is no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
+    check_plan(num_frames, stride, first is not None or then, sampler)
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     steps = steps or STEPS[sampler]
     scale = GUIDANCE if guidance_scale is None else guidance_scale
     device = model.vae.latent_std.device
@@ -455,7 +455,8 @@ def run(args, model):
 def keep_best(args, model, prompts, x):
     """Of the --best-of clips of each prompt the one that suits it best, and a line that says so."""
     keys = x[:, :, ::args.frames // 16]  # the network's own window: 16 frames at --stride
-    scores = preference(model, prompts, keys, args.stride).cpu().view(-1, args.best_of)
+    scores = preference(model, prompts, keys, args.stride).cpu()
+    scores = rearrange(scores, "(b n) -> b n", n=args.best_of)
     best = scores.argmax(1)
     print(f"kept {best.tolist()} of {args.best_of} each, by the denoising loss saved: "
           f"{', '.join(f'{v:.4f}' for v in scores.max(1).values)}")

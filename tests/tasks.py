@@ -70,8 +70,8 @@ def fills(model, classifier, scenes, args):
     middle = (centres(keys)[:, 1:] + centres(keys)[:, :-1]) / 2
     print("\nfills: 16 new frames between 17 real key frames; off: mean distance of the ink's "
           "centre from the midpoint\nin gaps between key frames, and the share within a quarter, "
-          "where the gap is 1 px or more\nway (fill's steps)      PSNR dB   off  within %  digit %  "
-          "steady %  s a clip")
+          "where the gap is 1 px or more\nway (fill's steps)      PSNR dB   off  within %  "
+          "digit %  steady %  s a clip")
     ways = [("mask", 1), ("mask", 2), ("mask", 4), ("mask", 10), ("replacement", 10),
             ("reconstruction", 10), ("copying", 0), ("cross-fading", 0), ("the VAE's truth", 0)]
     for way, steps in ways:

@@ -378,7 +378,8 @@ STRANGE = ["", " ", "\t\n", "\0", "\x1b[31mred", "a 3\x00moving\x07left", "😀"
            "数字が左に動く", "цифра 3 движется", "رقم ثلاثة", "אפס", "α β γ", "é" * 500, "a " * 10_000,
            "moving " * 10_000, "x" * 100_000, "$(rm -rf /)", "`id`", "; ls", "a 3 && reboot",
            "| cat", "> out.gif", "../../etc/passwd", "C:\\digits", "%s%n%x", "{0.__class__}",
-           "{prompt}", "' OR 1=1 --", "<script>", "\\", "\"", "'", "-", "--", "a 3 --steps", "nan", "inf", "-1",
+           "{prompt}", "' OR 1=1 --", "<script>", "\\", "\"", "'", "-", "--", "a 3 --steps",
+           "nan", "inf", "-1",
            "1e999", "ⅷ", "٣", "３ moving left", "a\u202e3 moving left", "\ufeffa 3", "\ud7ff",
            "a.3.left", "A 3 MOVING LEFT", "a-3-moving-left"]
 

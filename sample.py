@@ -23,7 +23,6 @@ import zlib
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from einops import rearrange
 from torch import nn

@@ -696,8 +696,8 @@ def train(args):
         run(settings, config, source, args.compile, out, saved, device)
     finally:
         SIGNALS.clear()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for asked, handler in before.items():
+            signal.signal(asked, handler)
     say(f"done: python sample.py {shlex.quote(settings['prompts'][0])} --checkpoint "
         f"{shlex.quote(str(path))}")
 

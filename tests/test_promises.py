@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,14 @@ import unet3d
 import vae
 
 ROOT = Path(__file__).parent.parent
+WRITE_SAMPLES = train.write_samples
 FEW = ["--digits", "drawn", "--device", "cpu", "--vae-steps", "3", "--image-steps", "2", "--steps",
        "3", "--upscale-steps", "2", "--batch-size", "2"]
 
 
-def shrink(threads=1):
+def shrink():
     """Small networks, and a checkpoint after every step: what the processes below begin with."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     train.PRESETS["tiny"] |= dict(vae=vae.VAEConfig(widths=(8, 16, 16), blocks=1),
                                   unet=unet3d.UNetConfig(widths=(16, 32), head_dim=8, emb_width=32))
     train.UPSCALER = unet3d.UNetConfig(widths=(16, 16), head_dim=8, emb_width=16)
@@ -36,7 +38,7 @@ def shrink(threads=1):
     train.write_samples = lambda *args: None
 
 
-def start(*arguments, launcher=(), **options):
+def start(*arguments, launcher=()):
     """Run train.py's command in another process, as `shrink` makes it."""
     code = (f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
             "import test_promises, train\ntest_promises.shrink()\nadd = train.Log.add\n"
@@ -45,31 +47,34 @@ def start(*arguments, launcher=(), **options):
     path = Path(arguments[-1]).parent / "driver.py"
     path.write_text(code)
     return subprocess.Popen([sys.executable, *launcher, str(path), *arguments], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+
+@contextmanager
+def shrunk():
+    """`shrink`, undone at the end."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("UPSCALER", "MEASURED", "LOG_EVERY", "write_samples"):
+            patch.setattr(train, name, getattr(train, name))
+        patch.setitem(train.PRESETS, "tiny", dict(train.PRESETS["tiny"]))
+        shrink()
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """`shrink`, undone after each test."""
-    threads = torch.get_num_threads()
-    for name in ("UPSCALER", "MEASURED", "LOG_EVERY", "write_samples"):
-        monkeypatch.setattr(train, name, getattr(train, name))
-    monkeypatch.setitem(train.PRESETS, "tiny", dict(train.PRESETS["tiny"]))
-    shrink()
-    yield
-    torch.set_num_threads(threads)
+def small():
+    with shrunk():
+        yield
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The folder of a run that nothing disturbed."""
-    out, before = tmp_path_factory.mktemp("whole"), dict(vars(train))
-    tiny = dict(train.PRESETS["tiny"])
-    shrink()
-    assert train.main([*FEW, "--out", str(out)]) == 0
-    train.PRESETS["tiny"] = tiny
-    vars(train).update({k: before[k] for k in ("UPSCALER", "MEASURED", "LOG_EVERY",
-                                               "write_samples")})
+    out = tmp_path_factory.mktemp("whole")
+    with shrunk():
+        assert train.main([*FEW, "--out", str(out)]) == 0
     return out
 
 
@@ -169,19 +174,14 @@ def test_a_stop_never_saves_wrong_numbers(tmp_path, monkeypatch, capsys):
     assert train.read_run(tmp_path / "checkpoint.pt")["progress"] == (1, 2)
 
 
-def test_lost_strips_are_no_lost_run(whole, tmp_path, monkeypatch, capsys):
+def test_lost_strips_are_no_lost_run(tmp_path, monkeypatch, capsys):
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.undo()
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "MEASURED", 1)
-        patch.setitem(sample.STEPS, "dpm", 1)
-        patch.setitem(train.PRESETS, "tiny", train.PRESETS["tiny"] | dict(
-            vae=vae.VAEConfig(widths=(8, 16, 16), blocks=1),
-            unet=unet3d.UNetConfig(widths=(16, 32), head_dim=8, emb_width=32)))
-        patch.setattr(data, "write_clip", full)
-        assert train.main([*FEW[:-4], "--batch-size", "2", "--out", str(tmp_path)]) == 0
+    monkeypatch.setattr(train, "write_samples", WRITE_SAMPLES)
+    monkeypatch.setitem(sample.STEPS, "dpm", 1)
+    monkeypatch.setattr(data, "write_clip", full)
+    assert train.main([*FEW, "--out", str(tmp_path)]) == 0
     assert "no sample strips: No space left" in capsys.readouterr().err
 
 

@@ -25,6 +25,7 @@ import shlex
 import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
@@ -38,6 +39,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import data
 from data import UserError
@@ -143,6 +149,22 @@ def asked_to_stop(device):
         asked = torch.tensor(asked, device=device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
     return int(asked)
+
+
+@contextmanager
+def held(folder):
+    """Keep other runs out of `folder`: workers whose torchrun was killed would go on writing."""
+    lock = os.open(folder, os.O_RDONLY) if fcntl and rank() == 0 else None
+    try:
+        if lock is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process that dies lets go
+        yield
+    except BlockingIOError:
+        raise UserError(f"another run is writing into {folder}: stop it, or name another folder "
+                        "with --out") from None
+    finally:
+        if lock is not None:
+            os.close(lock)
 
 
 # ---- data of one step ----------------------------------------------------------------------------
@@ -304,25 +326,26 @@ def save(path, content):
 
 
 class Log:
-    """log.csv, a row every LOG_EVERY steps, and the sums behind its next row, which travel in the
-    checkpoint. On resume, rows that the checkpoint has not seen go."""
+    """The rows of log.csv, one every LOG_EVERY steps, and the sums behind the next one. Both travel
+    in the checkpoint (`state`), so on resume no row is missing and none is there twice."""
 
     columns = ("stage", "step", "clips", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",
                "loss_t750_999", "grad_norm", "lr", "skipped", "clips_per_s", "seconds")
 
-    def __init__(self, path, stage, step, sums, device):
-        rows = csv.reader(path.read_text(errors="replace").splitlines() if path.exists() else [])
-        keep = [row for row in rows if len(row) == len(self.columns) and row[0] in STAGES
-                and row[1].isdigit() and (STAGES.index(row[0]), int(row[1])) <= (stage, step)]
+    def __init__(self, path, state, device):
         self.path, self.recent = path, []
-        # the loss and the count of each quarter of the noise levels
-        self.sums = torch.zeros(2, 4) if sums is None or rank() > 0 else sums
-        self.sums, self.begin = self.sums.to(device), time.perf_counter()
-        self.mark = self.begin
+        self.rows = list(state["rows"]) if state else [self.columns]
+        # the loss and the count of each quarter of the noise levels; the first process has them all
+        self.sums = state["sums"].to(device) if state and rank() == 0 else torch.zeros(
+            2, 4, device=device)
+        self.begin = self.mark = time.perf_counter()
         if rank() == 0:
             with open(path.with_suffix(".part"), "w", newline="") as file:  # whole or not at all
-                csv.writer(file).writerows([self.columns] + keep)
+                csv.writer(file).writerows(self.rows)
             path.with_suffix(".part").replace(path)
+
+    def state(self):
+        return {"rows": self.rows, "sums": self.sums}
 
     def add(self, losses, t, norm):
         """Take in one step, without waiting for the device."""
@@ -358,9 +381,10 @@ class Log:
         mean, speed = (total.sum() / count.sum()).item(), count.sum().item() / (now - self.mark)
         values = (stage, step, clips, mean, *(total / count).tolist(), norm, lr, skipped, speed,
                   now - self.begin)
+        self.rows.append([f"{v:.6g}" if isinstance(v, float) else v for v in values])
         if rank() == 0:
             with open(self.path, "a", newline="") as file:
-                csv.writer(file).writerow(f"{v:.6g}" if isinstance(v, float) else v for v in values)
+                csv.writer(file).writerow(self.rows[-1])
         self.mark = now
         return mean, speed, skipped
 
@@ -445,15 +469,13 @@ def settle_vae(model, ema, settings, source, device):
     say(f"vae: PSNR {10 * math.log10(4 / mse):.1f} dB a frame on training clips")
 
 
-def models_for(config, saved, path, device):
-    """The model and its moving average (EMA), fresh or from the checkpoint `saved` at `path`."""
+def models_for(config, saved, device):
+    """The model and its moving average (EMA), fresh or those of the resumed run `saved`."""
     if saved:
-        fresh = build(config)  # a finished run may be resumed to add super-resolution
-        for key in ("model", "ema"):
-            saved[key] |= {name: value for name, value in fresh.state_dict().items()
-                           if name.startswith("upscaler.") and name not in saved[key]}
-        saved["config"] = config
-        model, ema = (restore(saved, key, path) for key in ("model", "ema"))
+        model, ema = saved["models"]
+        if "upscale" in config and model.upscaler is None:  # a finished run learns more
+            model.upscaler = build(config).upscaler
+            ema.upscaler = copy.deepcopy(model.upscaler)
     else:
         model = build(config)
         ema = copy.deepcopy(model)
@@ -464,12 +486,11 @@ def run(settings, config, source, compiled, out, saved, device):
     """All stages, from scratch or from the checkpoint `saved`, into the folder `out`."""
     dtype = AMP[settings["amp"]]
     torch.manual_seed(settings["seed"])
-    model, ema = models_for(config, saved, out / "checkpoint.pt", device)
+    model, ema = models_for(config, saved, device)
     if compiled:
         model.unet.compile()  # in place, so that saved names carry no _orig_mod. prefix
     stage, step = saved["progress"] if saved else (0, 0)
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    log = Log(out / "log.csv", stage, step, saved["sums"] if saved else None, device)
+    log = Log(out / "log.csv", saved and saved["log"], device)
     for k in range(stage, len(STAGES)):
         if not settings[f"{STAGES[k]}_steps"]:
             continue
@@ -498,7 +519,7 @@ def run(settings, config, source, compiled, out, saved, device):
             save(out / "checkpoint.pt", {
                 "config": config, "settings": settings, "ema": ema.state_dict(),
                 "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(), "sums": log.sums,
+                "scaler": scaler.state_dict(), "log": log.state(),
                 "progress": (STAGES.index(stage), step)})
             if strips:
                 write_samples(out / "samples", stage, step, x, model, ema, settings["prompts"])
@@ -569,20 +590,25 @@ AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
 def read_run(path):
-    """A training checkpoint, all of whose parts are there; `UserError` for any other file."""
+    """A training checkpoint with all its parts and its "models", the network and its average;
+    `UserError` for any other file."""
     saved = read_checkpoint(path)
-    restore(saved, "ema", path)
-    kinds = dict(settings=dict, model=dict, optimizer=dict, scaler=dict, sums=torch.Tensor,
-                 progress=tuple)
-    if not all(isinstance(saved.get(name), kind) for name, kind in kinds.items()):
-        raise UserError(f"{path} holds weights for sampling, or is of another version: a run "
-                        "cannot be resumed from it")
+    ema = restore(saved, "ema", path)
     known = DEFAULTS | PRESETS["base"] | dict(preset="", amp="", prompts=[])
-    strange = [name for name, value in known.items() if name not in ("vae", "unet")
-               and type(saved["settings"].get(name)) not in (type(value), *[str] * (value is None))]
-    stage, step = (*saved["progress"], None, None)[:2]
-    if strange or stage not in range(len(STAGES)) or not isinstance(step, int):
-        raise UserError(f"{path} is damaged or of another version: a run cannot be resumed from it")
+    try:  # the rest may hold anything, too
+        saved["models"] = restore(saved, "model", path), ema
+        (stage, step), log = saved["progress"], saved["log"]
+        whole = (stage in range(len(STAGES)) and type(step) is int
+                 and isinstance(saved["optimizer"], dict) and isinstance(saved["scaler"], dict)
+                 and log["sums"].shape == (2, 4)
+                 and {len(row) for row in log["rows"]} == {len(Log.columns)}
+                 and all(type(saved["settings"][name]) in (type(value), *[str] * (value is None))
+                         for name, value in known.items() if name not in ("vae", "unet")))
+    except Exception:
+        whole = False
+    if not whole:
+        raise UserError(f"{path} holds weights for sampling only, or is damaged or of another "
+                        "version: a run cannot be resumed from it")
     return saved
 
 
@@ -691,9 +717,11 @@ def train(args):
                         "begin another run with --out")
     if settings["upscale_steps"]:
         add_upscaler(config)
+    (out / "samples").mkdir(parents=True, exist_ok=True)
     before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        run(settings, config, source, args.compile, out, saved, device)
+        with held(out):
+            run(settings, config, source, args.compile, out, saved, device)
     finally:
         SIGNALS.clear()
         for asked, handler in before.items():

@@ -39,7 +39,7 @@ def main():
     config = train.config_for(settings, source)
     train.add_upscaler(config)
     folder = tempfile.TemporaryDirectory()
-    log = train.Log(Path(folder.name) / "log.csv", 0, 0, None, device)
+    log = train.Log(Path(folder.name) / "log.csv", None, device)
     model = build(config).to(device)
     print(f"{args.preset}, batch {settings['batch_size']}, {device}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, "

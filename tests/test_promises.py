@@ -174,6 +174,14 @@ def test_a_stop_never_saves_wrong_numbers(tmp_path, monkeypatch, capsys):
     assert train.read_run(tmp_path / "checkpoint.pt")["progress"] == (1, 2)
 
 
+def test_two_runs_never_write_into_one_folder(tmp_path, capsys):
+    with train.held(tmp_path):
+        assert train.main([*FEW, "--out", str(tmp_path)]) == 2
+    assert "another run is writing" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
+    assert train.main([*FEW, "--vae-steps", "1", "--out", str(tmp_path)]) == 0
+
+
 def test_lost_strips_are_no_lost_run(tmp_path, monkeypatch, capsys):
     def full(*args):
         raise OSError("No space left on device")
@@ -258,7 +266,7 @@ def test_a_number_going_wrong_names_stage_step_and_noise_level(tmp_path, monkeyp
 
 
 def test_skipped_steps_of_fp16_are_counted_and_no_error(tmp_path):
-    log = train.Log(tmp_path / "log.csv", 0, 0, None, torch.device("cpu"))
+    log = train.Log(tmp_path / "log.csv", None, torch.device("cpu"))
     for norm in (1., float("inf"), float("nan"), 2.):
         log.add(torch.ones(2), torch.tensor([0, 999]), torch.tensor(norm))
     assert log.row("clips", 4, 8, .1, scaling=True)[2] == 2
@@ -336,7 +344,8 @@ DAMAGES = [
 DAMAGED_RUNS = [
     damage(["progress"], (9, 1)), damage(["progress"], ()), damage(["progress"], (0, None)),
     damage(["settings"], {}), damage(["settings", "lr"], "fast"), damage(["model"], {}),
-    damage(["settings", "data_root"], 5), damage(["optimizer"], {"a": 1}), damage(["sums"], 0)]
+    damage(["settings", "data_root"], 5), damage(["optimizer"], {"a": 1}), damage(["log"], 0),
+    damage(["log", "sums"], torch.zeros(2)), damage(["log", "rows"], [["vae", 1]])]
 
 
 @pytest.mark.parametrize("main,change", [*((sample.main, change) for change in DAMAGES),

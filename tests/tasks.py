@@ -3,7 +3,8 @@
     python tests/tasks.py --checkpoint runs/base/checkpoint.pt --data-root DIR --num 128
 
 Prompts are "a 3 moving left" and the like, digits are test digits. Each part can be run alone:
-rates, fills, seams, carry, picture, samplers, best, larger, losses.
+rates, fills, seams, carry, picture, samplers, best, larger, losses; colours, for a run on the set
+that `python data.py --export DIR --colour` writes.
 """
 
 import argparse
@@ -223,8 +224,26 @@ def losses(model, classifier, scenes, args):
         print(f"{stage}: {loss.mean():.4f} +- {loss.std() / len(loss) ** .5:.4f} (n {len(loss)})")
 
 
+def colours(model, classifier, scenes, args):
+    """A run on the colour set: digit and motion by the judge; colour by the nearest of the six to
+    the mean of what is brighter than one half, each scaled to its brightest channel."""
+    if model.vae.config.channels == 1:
+        return print("\nno colours in these weights")
+    _, prompts, truth = data.captioned_clips(args.num, seed=args.seed, split="test", colour=True,
+                                             captions="four", digits=scenes.digits)
+    x = (generate(model, prompts, seed=args.seed).cpu() + 1) / 2
+    s = metrics.score(metrics.read_clips(2 * x - 1, classifier), truth)
+    ink = x * (x.amax(1, keepdim=True) > .5)
+    mean, names = ink.sum((2, 3, 4)), torch.tensor(list(data.COLOURS.values())).float()
+    off = torch.cdist(mean / mean.amax(1, keepdim=True).clamp(min=1e-6), names / 255)
+    right = np.array([list(data.COLOURS)[k] in p.split() for k, p in zip(off.argmin(1), prompts)])
+    print(f"\ncolours: colour {right.mean():.1%}, digit {s.digit_ok.mean():.1%}, motion "
+          f"{s.motion_ok.mean():.1%}, all three {(right & s.both_ok).mean():.1%}, steady "
+          f"{s.steadiness.mean():.1%}")
+
+
 PARTS = dict(rates=rates, fills=fills, seams=seams, carry=carry, picture=picture,
-             samplers=samplers, best=best, larger=larger, losses=losses)
+             samplers=samplers, best=best, larger=larger, losses=losses, colours=colours)
 
 
 def main(argv=None):

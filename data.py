@@ -29,7 +29,9 @@ import shlex
 import shutil
 import sys
 import urllib.request
+import warnings
 import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, permutations, product
 from pathlib import Path
@@ -80,6 +82,8 @@ class UserError(Exception):
 
 def exit_status(work):
     """Do a command's work(); what the user can mend becomes one sentence and exit status 2."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a caption's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         work()
         return 0
@@ -95,6 +99,17 @@ def exit_status(work):
         sentence = "out of memory: lower --batch-size, or --num where clips are made"
     print(f"error: {sentence}", file=sys.stderr)
     return 2
+
+
+def number(kind, low, high):
+    """An argparse type: an int or float in low ... high, or one sentence that says so."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not in {low} ... {high}")
+        return value
+    parse.__name__ = {int: "whole number", float: "number"}[kind]
+    return parse
 
 
 # ---- digits: MNIST from disk, cache or net; else pen strokes ------------------------------------
@@ -532,6 +547,14 @@ MAX_WORDS = 64              # of a caption; the rest is cut
 GREY = 16                   # largest difference of a pixel's channels in a grey clip (MP4 is lossy)
 
 
+@contextmanager
+def no_bombs():
+    """Pillow warns of pictures with over 89 million pixels; here it raises."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*decompression bomb")
+        yield
+
+
 def fit(picture, size=SIZE):
     """A picture (h w c) uint8 -> (c size size) float in 0 ... 255, c = 1 or 3: its longer side fits
     the frame, black fills the rest."""
@@ -552,13 +575,17 @@ def read_clip(path):
     with open(path, "rb") as file:
         head = file.read(10)
     # important: no other formats; Pillow runs PostScript, ffmpeg follows play lists to other files
-    if gif and (head[:4] != b"GIF8" or np.frombuffer(head[6:], "<u2").prod(dtype=int) > MAX_PIXELS):
-        raise UserError("no GIF, or too many pixels")
+    if gif and head[:6] not in (b"GIF87a", b"GIF89a"):
+        raise UserError("no GIF")
+    if gif and np.frombuffer(head[6:], "<u2").prod(dtype=int) > MAX_PIXELS:
+        raise UserError("too many pixels")
     mp4 = ["-f", "mov", "-max_pixels", str(MAX_PIXELS)]
-    with imageio.imopen(path, "r", plugin="pillow" if gif else "FFMPEG") as file:
+    with no_bombs(), imageio.imopen(path, "r", plugin="pillow" if gif else "FFMPEG") as file:
         for frame in file.iter(mode="RGB") if gif else file.iter(input_params=mp4):
             if len(frames) == MAX_FRAMES:
                 raise UserError(f"more than {MAX_FRAMES} frames")
+            if frame[..., 0].size > MAX_PIXELS:  # a GIF's frame may be larger than its header says
+                raise UserError("too many pixels")
             # a GIF has equal frames in a row as one, shown longer; browsers take 0 ms as 100
             shown.append(gif and file.metadata(index=len(frames)).get("duration") or 100)
             frames.append(fit(frame).round().byte())
@@ -570,12 +597,11 @@ def read_clip(path):
 
 def caption_rows(path):
     """(clip, caption) pairs of a metadata.csv or metadata.jsonl (the Hugging Face folder
-    convention), or of a .txt; `UserError` for a wrong one."""
+    convention); `UserError` for a wrong one."""
     with fileinput.FileInput(path, encoding="utf-8-sig", errors="replace") as lines:
         try:
             for row in (csv.DictReader(lines, strict=True) if path.suffix == ".csv" else
-                        map(json.loads, filter(str.strip, lines)) if path.suffix == ".jsonl" else
-                        [dict(file_name=path, text="".join(lines))]):
+                        map(json.loads, filter(str.strip, lines))):
                 if "\ufffd" in row["text"] + "":  # must be a string, and UTF-8
                     raise ValueError
                 yield Path(os.path.normpath(path.parent / row["file_name"])), row["text"]
@@ -592,23 +618,30 @@ def find_captions(root):
     files = sorted(path for path in root.rglob("*")
                    if path.is_file() and path.resolve().is_relative_to(root))
     captions = {path: "" for path in files if path.suffix.lower() in (".gif", ".mp4")}
-    beside, left_out = {path.with_suffix(".txt"): path for path in captions}, {}
-    told = [f for f in files if f in beside or f.name in ("metadata.csv", "metadata.jsonl")]
-    for path, text in chain.from_iterable(map(caption_rows, told)):
-        path = beside.get(path, path)
-        text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
+    rows = [caption_rows(path) for path in files if path.name in ("metadata.csv", "metadata.jsonl")]
+    left_out = {}
+    for path, text in chain(*rows, ((path, texts.get(path.with_suffix(""))) for path in captions)):
         if path not in captions:
             left_out[path] = "is no GIF or MP4 file in the folder"
-        elif not captions[path]:
+        elif not captions[path] and text:  # metadata first, then what stands beside the clip
+            try:
+                text = text if isinstance(text, str) else text.read_text("utf-8-sig")
+            except (OSError, UnicodeError):
+                left_out[path] = "has a caption that cannot be read as UTF-8"
+                continue
+            text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
             captions[path] = re.match(rf"(\W*\w+){{0,{MAX_WORDS}}}", text)[0]
-    left_out |= {path: "has no caption in words" for path, text in captions.items() if not text}
+    for path, text in captions.items():
+        if not text:
+            left_out.setdefault(path, "has no caption in words")
     return {path: text for path, text in captions.items() if text}, left_out
 
 
 def few(items):
     """The first of some items, sorted, in words, and how many more there are."""
     more = f" and {len(items) - 10:,} more" if len(items) > 10 else ""
-    return ", ".join(map(str, sorted(items)[:10])) + more
+    return ", ".join(str(item)[:150] for item in sorted(items)[:10]) + more
 
 
 def decode(root, captions, left_out, part, channels):
@@ -656,9 +689,10 @@ class FolderClips:
     def __init__(self, folder, out):
         root, out = Path(folder).resolve(), Path(out)
         captions, left_out = find_captions(root)
-        stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in captions]
+        clips = [(str(path.relative_to(root)), text, path.stat().st_size, path.stat().st_mtime_ns)
+                 for path, text in captions.items()]  # the folder itself may be moved
         self.fingerprint = hashlib.sha256(
-            repr((stats, captions, left_out, SIZE, ACTION)).encode()).hexdigest()
+            repr((clips, SIZE, ACTION)).encode(errors="surrogateescape")).hexdigest()
         try:
             self.open(out)
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or others, or damaged
@@ -711,7 +745,8 @@ def check_clip_path(path):
     path = Path(path)
     if path.suffix.lower() not in (".gif", ".mp4", ".png"):
         raise UserError(f"{path} has no known type: name a file that ends in .gif, .mp4 or .png")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    if path.is_dir() or not path.parent.is_dir() or not os.access(
+            path if path.exists() else path.parent, os.W_OK):
         raise UserError(f"{path} cannot be written: name a file in an existing folder of yours")
 
 
@@ -727,18 +762,19 @@ def write_clip(x, path, fps=10):
     x = x if x.shape[1] == 3 else x.expand(-1, 1, -1, -1, -1)
     suffix = Path(path).suffix.lower()
     if suffix == ".png":
-        strip = rearrange(x, "b c f h w -> (b h) (f w) c").numpy()
-        return imageio.imwrite(path, strip.squeeze(-1) if strip.shape[-1] == 1 else strip)
-    columns = int(np.ceil(len(x) ** .5))
-    blank = torch.zeros(-len(x) % columns, *x.shape[1:], dtype=x.dtype)
-    if len(x) > 1:  # a grey line between neighbours
-        x = F.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
-    frames = rearrange(x, "(r k) c f h w -> f (r h) (k w) c", k=columns).numpy()
-    frames = frames.repeat(3 // frames.shape[-1], -1)  # some readers fail on a GIF of pure greys
-    if suffix == ".mp4":
-        return imageio.imwrite(path, frames, fps=fps, codec="libx264", quality=9,
-                               macro_block_size=2)
-    imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
+        frames, options = rearrange(x, "b c f h w -> (b h) (f w) c").numpy(), {}
+        frames = frames.squeeze(-1) if frames.shape[-1] == 1 else frames
+    else:
+        columns = int(np.ceil(len(x) ** .5))
+        blank = torch.zeros(-len(x) % columns, *x.shape[1:], dtype=x.dtype)
+        if len(x) > 1:  # a grey line between neighbours
+            x = F.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
+        frames = rearrange(x, "(r k) c f h w -> f (r h) (k w) c", k=columns).numpy()
+        frames = frames.repeat(3 // frames.shape[-1], -1)  # some readers fail on GIFs of pure greys
+        options = (dict(fps=fps, codec="libx264", quality=9, macro_block_size=2)
+                   if suffix == ".mp4" else dict(duration=1000 / fps, loop=0))
+    # in memory first: ffmpeg would not tell of a full disk, nor Pillow close its file there
+    Path(path).write_bytes(imageio.imwrite("<bytes>", frames, extension=suffix, **options))
 
 
 def export(folder, n, **options):
@@ -762,20 +798,20 @@ def main(argv=None):
     p = argparse.ArgumentParser(description="Shows the grammar and, in data.png, some clips of "
                                 "captioned Moving MNIST; or writes clips as files.")
     p.add_argument("--export", metavar="DIR", help="write a folder of GIFs for train.py --data")
-    p.add_argument("--num", type=int, metavar="N", help="clips (default: 2000 files, or 12 rows)")
+    p.add_argument("--num", type=number(int, 1, 10**6), metavar="N",
+                   help="clips (default: 2000 files, or 12 rows)")
     p.add_argument("--captions", choices=tuple(WORDS), help="default: full where only shown")
     p.add_argument("--colour", action="store_true", help='paint digits: "a red 3 moving left"')
-    p.add_argument("--seed", type=int, default=0, metavar="N")
+    p.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N")
     p.add_argument("--digits", default="auto", choices=("auto", "mnist", "drawn"))
     p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
     args = p.parse_args(argv)
     captions = args.captions or ("four" if args.export or args.colour else "full")
-    n = (2000 if args.export else 12) if args.num is None else args.num
+    n = args.num or (2000 if args.export else 12)
 
     def work():
-        if n < 1 or args.seed < 0 or args.colour and captions == "full":
-            raise UserError("--num must be 1 or more, --seed 0 or more, and --colour goes with "
-                            "--captions four only")
+        if args.colour and captions == "full":
+            raise UserError("--colour goes with --captions four only")
         options = dict(seed=args.seed, captions=captions, colour=args.colour,
                        digits=load_digits("train", args.digits, args.data_root))
         if args.export:

@@ -26,7 +26,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-from data import KINDS, MOTIONS, SIZE, UserError
+from data import KINDS, MOTIONS, SIZE, UserError, number
 
 CLASSIFIER = Path(__file__).parent / "checkpoints" / "classifier.pt"
 INK = .25        # brightness in [0, 1] from which a pixel is ink: over noise, under thin strokes
@@ -491,6 +491,10 @@ def report(args):
     knows = "full" if "standing" in model.config["vocabulary"] else "four"
     if (captions := args.captions or knows) == "full" and knows == "four":
         raise UserError("this checkpoint was trained with --captions four: leave --captions out")
+    words = {*model.tokenizer.words}
+    if model.vae.config.channels == 3 or not words.issuperset(data.VOCABULARY[captions]):
+        raise UserError("this checkpoint was trained on clips of another kind, and the judge reads "
+                        "only captioned Moving MNIST in grey")
     options = dict(seed=args.seed, split="test", captions=captions, digits=digits)
     x, captions, truth = data.captioned_clips(args.num, **options)
     others, _, _ = data.captioned_clips(args.num, start=args.num, **options)
@@ -522,12 +526,11 @@ def report(args):
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    from sample import number  # only in the command: the judge itself needs no model
     parser = argparse.ArgumentParser(description="Does the model obey its captions? The table.",
                                      usage="python metrics.py [options]   (--help lists them)")
     add = parser.add_argument
     add("--checkpoint", help="a trained model (default: the shipped weights)")
-    add("--num", type=number(int, 2), default=512, help="clips in each row, 2 or more (512)")
+    add("--num", type=number(int, 2, 10**6), default=512, help="clips in each row, 2 or more (512)")
     add("--captions", choices=["full", "four"], help="the grammar's part (what the model knows)")
     add("--guidance", type=number(float, 0, 100), help="guidance scale (the sampler's default)")
     add("--steps", type=number(int, 1, 1000), help="sampling steps (the sampler's default)")

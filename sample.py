@@ -23,11 +23,12 @@ import zlib
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import nn
 
-from data import UserError, check_clip_path, exit_status, fit, write_clip
+from data import SIZE, UserError, check_clip_path, exit_status, fit, no_bombs, number, write_clip
 from diffusion import SAMPLERS, Diffusion, T, guide
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import STRIDES, UNet3D, UNetConfig
@@ -91,6 +92,8 @@ def read_checkpoint(path):
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         return saved | {"config": dict(saved["config"]), "ema": dict(saved["ema"])}
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: you have no permission to") from None
     except Exception as error:  # torch.load raises a dozen kinds for files that are not its own
         raise UserError(f"{path} is no checkpoint of this program, or it is damaged "
                         f"({type(error).__name__}): train one with train.py") from None
@@ -101,13 +104,16 @@ def restore(saved, key, path):
     try:
         model = build(saved["config"])
         model.load_state_dict(saved[key])
-        with torch.no_grad():  # one still, to see that the parts fit each other
-            side, word = model.config["size"] // 8, model.tokenizer.words[:1]
-            z = torch.zeros(1, model.vae.config.latent_channels, 1, side, side)
-            z = model.unet(z, torch.zeros(1), *model.text_encoder(model.tokenizer(word)))
+        words = model.config["vocabulary"]
+        with torch.no_grad():  # a still, to see that the parts fit each other and the program
+            z = torch.zeros(1, model.vae.config.latent_channels, 1, SIZE // 8, SIZE // 8)
+            z = model.unet(z, torch.zeros(1), *model.text_encoder(model.tokenizer(words[-1:])))
             x = model.vae.decode(z)
             if model.upscaler:
                 upscale(model, x, steps=1)
+        if (x.shape[1] not in (1, 3) or model.config["size"] != SIZE
+                or not all(word.isprintable() for word in words)):
+            raise ValueError
     except Exception:  # a config may hold anything
         raise UserError(f"{path} is a checkpoint of another architecture: train one with this "
                         "version's train.py") from None
@@ -124,10 +130,10 @@ def load(checkpoint=None, device="auto"):
     return restore(read_checkpoint(path), "ema", path).to(device).eval()
 
 
-def seeded(*key):
-    """A CPU generator for a key of numbers and words. Hashed, because torch's CPU generator keeps
-    only 32 bits of its seed; on the CPU, because then noise is the same on every device."""
-    return torch.Generator().manual_seed(zlib.crc32(repr(key).encode()))
+def seeded(*key, device="cpu"):
+    """A generator for a key of numbers and words. Hashed, because torch's CPU generator keeps only
+    32 bits of its seed; on the CPU, because then noise is the same on every device."""
+    return torch.Generator(device).manual_seed(zlib.crc32(repr(key).encode()))
 
 
 def amp(device):
@@ -347,17 +353,6 @@ def preference(model, prompts, x, stride, draws=16, seed=0):
 
 # ---- the command ---------------------------------------------------------------------------------
 
-def number(kind, low, high=math.inf):
-    """An argparse type: an int or float in low ... high, or one sentence that says so."""
-    def parse(text):
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not in {low} ... {high}")
-        return value
-    parse.__name__ = {int: "whole number", float: "number"}[kind]
-    return parse
-
-
 def parse(argv):
     """The command's arguments, checked before any work."""
     p = argparse.ArgumentParser(description="Make clips from captions.", usage=(
@@ -415,15 +410,18 @@ def read_picture(path, model):
     says what was done: its longer side fits the frame, black fills the rest."""
     import imageio.v3 as imageio
     try:
-        with open(path, "rb") as file:  # important: PostScript is a program, which Pillow would run
-            if file.read(4) in (b"%!PS", b"\xc5\xd0\xd3\xc6"):
-                raise UserError("PostScript")
-        picture = imageio.imread(path, plugin="pillow", index=0, mode="RGBA", rotate=True)
+        with open(path, "rb") as file:  # important: Pillow would run PostScript, a program, and
+            head = file.read(8)         # find it inside of other formats
+        if not head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")):
+            raise UserError("another format")
+        with no_bombs():
+            picture = imageio.imread(path, plugin="pillow", index=0, mode="RGBA", rotate=True)
     except Exception as error:  # imageio raises what its plug-ins raise
         raise UserError(f"{path} cannot be read as a picture ({type(error).__name__}): name a "
                         "PNG, JPEG or GIF file") from None
     size, c, (h, w) = model.config["size"], model.vae.config.channels, picture.shape[:2]
-    x = fit(picture[..., :3] * (picture[..., 3:] / 255), size)      # what is transparent is black
+    # what is transparent is black
+    x = fit(picture[..., :3] * (picture[..., 3:] / np.float32(255)), size)
     x = rearrange(x.mean(0, keepdim=True) if c == 1 else x, "c h w -> c 1 h w")
     return x / 127.5 - 1, (f"{path}: {w}x{h} pixels fitted to {size}x{size} in "
                            f"{'grey' if c == 1 else 'colour'}, black around")

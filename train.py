@@ -19,14 +19,15 @@ and samples/: fixed prompts and noise, from the raw weights and from their movin
 import argparse
 import copy
 import csv
+import io
 import math
 import os
 import shlex
 import signal
 import sys
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -46,9 +47,9 @@ except ImportError:  # Windows
     fcntl = None
 
 import data
-from data import UserError
+from data import UserError, number
 from diffusion import PREDICTIONS, SCHEDULES, T
-from sample import (CARRIED, DETAIL, PATCH, WINDOW, build, device_for, enlarge, generate, number,
+from sample import (CARRIED, DETAIL, PATCH, WINDOW, build, device_for, enlarge, generate,
                     read_checkpoint, restore, seeded, to_patches, upscale, upscaler)
 from text_encoder import TextConfig, words_of
 from unet3d import UNetConfig
@@ -153,18 +154,26 @@ def asked_to_stop(device):
 
 @contextmanager
 def held(folder):
-    """Keep other runs out of `folder`: workers whose torchrun was killed would go on writing."""
-    lock = os.open(folder, os.O_RDONLY) if fcntl and rank() == 0 else None
+    """Make a run's folder and keep other runs out: workers whose torchrun was killed go on."""
+    if rank() > 0:
+        yield
+        return
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
-        if lock is not None:
+        if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process that dies lets go
         yield
     except BlockingIOError:
         raise UserError(f"another run is writing into {folder}: stop it, or name another folder "
                         "with --out") from None
     finally:
-        if lock is not None:
+        if fcntl:
             os.close(lock)
+        for path in made:
+            with suppress(OSError):
+                path.rmdir()  # if it is empty: an error came first
 
 
 # ---- data of one step ----------------------------------------------------------------------------
@@ -203,7 +212,7 @@ class Draws:
     the whole batch, of which each of `world` processes takes its own rows."""
 
     def __init__(self, key, device, rank=0, world=1):
-        self.generator = torch.Generator(device).manual_seed(seeded(*key).initial_seed())
+        self.generator = seeded(*key, device=device)
         self.device, self.rank, self.world = device, rank, world
 
     def _rows(self, draw, b, *shape):
@@ -354,13 +363,21 @@ class Log:
         worst = losses.nan_to_num(torch.inf).argmax()
         self.recent.append(torch.stack([losses[worst], norm.float(), t[worst].float()]))
 
-    def check(self, stage, step, scaling):
+    def check(self, stage, step, scaler):
         """Raise `UserError` if a loss or gradient since the last row is not finite. Returns the
         last gradient's norm and how many steps fp16's loss scaling skipped, which is its way."""
-        recent = torch.stack(self.recent).cpu()                                     # steps 3
-        self.recent = []
+        recent, self.recent = torch.stack(self.recent), []                          # steps 3
+        if processes() > 1:  # of all processes' losses, the worst of each step
+            every = [torch.empty_like(recent) for _ in range(processes())]
+            dist.all_gather(every, recent)
+            worst = torch.stack(every)[..., 0].nan_to_num(torch.inf).argmax(0)
+            recent = torch.stack(every)[worst, torch.arange(len(recent))]
+        recent = recent.cpu()
         loss_ok, norm_ok = recent[:, 0].isfinite(), recent[:, 1].isfinite()
-        bad = (~(loss_ok & (norm_ok | scaling))).nonzero().flatten().tolist()
+        bad = (~(loss_ok & (norm_ok | scaler.is_enabled()))).nonzero().flatten().tolist()
+        if scaler.get_scale() < 1:  # it halves at every skipped step, from 65536
+            raise UserError(f"nearly every step of stage {stage} was skipped until step {step}: "
+                            "--resume with --amp bf16 or off")
         if bad:
             at, level = step - len(recent) + 1 + bad[0], int(recent[bad[0], 2])
             what = "gradient" if loss_ok[bad[0]] else "loss"
@@ -370,9 +387,9 @@ class Log:
                             "again with a lower --lr")
         return recent[-1, 1].item(), int((~norm_ok).sum())
 
-    def row(self, stage, step, clips, lr, scaling):
+    def row(self, stage, step, clips, lr, scaler):
         """Check and write what was added; returns the mean loss, items a second, skipped steps."""
-        norm, skipped = self.check(stage, step, scaling)
+        norm, skipped = self.check(stage, step, scaler)
         if processes() > 1:
             dist.all_reduce(self.sums)
         total, count = self.sums.cpu().clone()
@@ -389,27 +406,43 @@ class Log:
         return mean, speed, skipped
 
 
-def write_samples(folder, stage, step, x, model, ema, prompts):
+def write_samples(run, stage, step, x):
     """Strips at fixed prompts and noise, raw and EMA weights; of the vae, truth and rebuilt."""
+    if rank() > 0:
+        return
     try:
-        for name, net in (("raw", model), ("ema", ema)):
+        for name, net in (("raw", run.model), ("ema", run.ema)):
             if stage in ("vae", "upscale"):
                 with torch.no_grad():
                     pair = ((x[:8], net.vae.decode(net.vae.encode(x[:8]))) if stage == "vae" else
                             (enlarge(x[:8]), upscale(net, x[:8])))
                 strip = rearrange(torch.stack(pair), "two b c 1 h w -> two c b h w")
             else:
-                strip = generate(net, prompts, num_frames=16, seed=0)
-            data.write_clip(strip, folder / f"{stage}_{step:06d}_{name}.png")
+                strip = generate(net, run.settings["prompts"], num_frames=16, seed=0)
+            data.write_clip(strip, run.out / "samples" / f"{stage}_{step:06d}_{name}.png")
     except (ImportError, OSError, UserError) as error:  # strips may be lost, but not the run
         print(f"note: no sample strips: {error}", file=sys.stderr)
 
 
 # ---- the loop ------------------------------------------------------------------------------------
 
-def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, source, log, finish):
-    """Run one stage from step `first`; finish(...) writes checkpoint and strips at intervals."""
-    device, world, me = next(model.parameters()).device, processes(), rank()
+@dataclass
+class Run:
+    """What the stages share."""
+    out: Path
+    settings: dict
+    source: object      # gives clips: `data.make_scenes`, or `data.FolderClips`
+    config: dict
+    model: nn.Module
+    ema: nn.Module
+    log: Log
+    device: torch.device
+
+
+def train_stage(stage, run, first, optimizer, scaler):
+    """Run one stage from step `first`, with a checkpoint, and every fourth time strips, between."""
+    settings, device, world, me = run.settings, run.device, processes(), rank()
+    model, log, dtype = run.model, run.log, AMP[settings["amp"]]
     steps, n = settings[f"{stage}_steps"], settings["batch_size"] * PER_CLIP[stage] // world
     joint = settings["stills_per_clip"] * (stage == "clips") * n
     peak = VAE_LR if stage in ("vae", "upscale") else settings["lr"]
@@ -422,9 +455,9 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, so
     with tqdm(total=steps, initial=first, desc=stage, disable=me > 0) as bar:
         for step in range(first, steps):
             # of the step's batch, this process takes clips number me * n ... me * n + n - 1
-            batch = make_batch(stage, (step * world + me) * n, n, settings, source, device)
+            batch = make_batch(stage, (step * world + me) * n, n, settings, run.source, device)
             stills = joint and make_batch("stills", (step * world + me) * joint, joint, settings,
-                                          source, device)
+                                          run.source, device)
             draws = Draws((settings["seed"], stage, step), device, me, world)
             with torch.autocast(device.type if dtype else "cpu", dtype or torch.bfloat16,
                                 enabled=dtype is not None):
@@ -436,30 +469,44 @@ def train_stage(stage, first, model, ema, optimizer, scaler, dtype, settings, so
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
-            update_ema(ema, model, step)
+            update_ema(run.ema, model, step)
 
             log.add(losses, t, norm)
             bar.update()
             last, due = step + 1 == steps, (step + 1) % LOG_EVERY == 0
             stop = (world == 1 or due) and asked_to_stop(device)
             if due or last:
-                mean, speed, skipped = log.row(stage, step + 1, (step + 1) * n * world, lr,
-                                               scaler.is_enabled())
+                mean, speed, skipped = log.row(stage, step + 1, (step + 1) * n * world, lr, scaler)
                 bar.set_postfix_str(f"loss {mean:.4f}, {speed:.0f} {unit}/s"
                                     + f", {skipped} steps skipped" * (skipped > 0))
             elif stop:
-                log.check(stage, step + 1, scaler.is_enabled())
+                log.check(stage, step + 1, scaler)
             if last or stop or (step + 1) % interval == 0:
-                finish(stage, step + 1, batch[0], strips=last or (step + 1) % (4 * interval) == 0)
+                if stage == "vae" and last:
+                    settle_vae(run)
+                if last or (step + 1) % (4 * interval) == 0:
+                    write_samples(run, stage, step + 1, batch[0])
+                write_checkpoint(run, stage, step + 1, optimizer, scaler)
                 log.mark = time.perf_counter()
             if stop:
                 raise Stopped(stop, stage, step + 1)
 
 
-def settle_vae(model, ema, settings, source, device):
+def write_checkpoint(run, stage, step, optimizer, scaler):
+    """All that a run needs to go on."""
+    if rank() == 0:
+        save(run.out / "checkpoint.pt", {
+            "config": run.config, "settings": run.settings, "ema": run.ema.state_dict(),
+            "model": run.model.state_dict(), "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(), "log": run.log.state(),
+            "progress": (STAGES.index(stage), step)})
+
+
+def settle_vae(run):
     """After the vae stage: take the averaged weights, measure the latents, report the PSNR."""
+    model, ema = run.model, run.ema
     model.vae.load_state_dict(ema.vae.state_dict())
-    frames = [make_batch("stills", 256 * k, 256, settings, source, device)[0].squeeze(2)
+    frames = [make_batch("stills", 256 * k, 256, run.settings, run.source, run.device)[0].squeeze(2)
               for k in range(MEASURED)]
     model.vae.measure_latents(frames)
     ema.vae.load_state_dict(model.vae.state_dict())
@@ -469,66 +516,54 @@ def settle_vae(model, ema, settings, source, device):
     say(f"vae: PSNR {10 * math.log10(4 / mse):.1f} dB a frame on training clips")
 
 
-def models_for(config, saved, device):
-    """The model and its moving average (EMA), fresh or those of the resumed run `saved`."""
+def optimizer_for(run, stage, saved):
+    """AdamW on what the stage trains, and fp16's loss scaling; as in `saved`, if it holds them."""
+    for name, part in run.model.named_children():
+        part.requires_grad_(name in PARTS[stage])
+    optimizer = torch.optim.AdamW([p for p in run.model.parameters() if p.requires_grad],
+                                  lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
+                                  fused=run.device.type == "cuda")
+    fp16 = run.settings["amp"] == "fp16"
+    scaler = torch.amp.GradScaler(run.device.type if fp16 else "cpu", enabled=fp16)
     if saved:
-        model, ema = saved["models"]
-        if "upscale" in config and model.upscaler is None:  # a finished run learns more
-            model.upscaler = build(config).upscaler
-            ema.upscaler = copy.deepcopy(model.upscaler)
-    else:
-        model = build(config)
-        ema = copy.deepcopy(model)
-    return model.to(device), ema.to(device).eval().requires_grad_(False)
+        try:  # it may hold anything
+            optimizer.load_state_dict(optimizer.state_dict()
+                                      | {"state": saved["optimizer"]["state"]})
+            fits = all(state[name].shape == p.shape for p, state in optimizer.state.items()
+                       for name in ("exp_avg", "exp_avg_sq"))
+            if fp16 and saved["scaler"]:  # empty where the run was not fp16 so far
+                scaler.load_state_dict(saved["scaler"])
+        except Exception:
+            fits = False
+        if not fits:
+            raise UserError(f"{run.out / 'checkpoint.pt'} is damaged: its optimizer's state does "
+                            "not fit the model")
+    return optimizer, scaler
 
 
-def run(settings, config, source, compiled, out, saved, device):
-    """All stages, from scratch or from the checkpoint `saved`, into the folder `out`."""
-    dtype = AMP[settings["amp"]]
-    torch.manual_seed(settings["seed"])
-    model, ema = models_for(config, saved, device)
-    if compiled:
-        model.unet.compile()  # in place, so that saved names carry no _orig_mod. prefix
-    stage, step = saved["progress"] if saved else (0, 0)
-    log = Log(out / "log.csv", saved and saved["log"], device)
-    for k in range(stage, len(STAGES)):
-        if not settings[f"{STAGES[k]}_steps"]:
+def add_upscaler(run):
+    """The second U-Net, of super-resolution: born with its stage, so that none is untrained."""
+    run.config["upscale"] = asdict(replace(
+        UPSCALER, context_width=run.config["text"]["width"],
+        latent_channels=PATCH ** 2 * run.config["vae"]["channels"]))
+    torch.manual_seed(run.settings["seed"])
+    run.model.upscaler = build(run.config).upscaler.to(run.device)
+    run.ema.upscaler = copy.deepcopy(run.model.upscaler).requires_grad_(False)
+
+
+def train_stages(run, saved):
+    """All stages, from scratch or from where the checkpoint `saved` stopped."""
+    begin, step = saved["progress"] if saved else (0, 0)
+    for k, stage in enumerate(STAGES):
+        if k < begin or not run.settings[f"{stage}_steps"]:
             continue
-        for name, part in model.named_children():
-            part.requires_grad_(name in PARTS[STAGES[k]])
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad],
-                                      lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
-                                      fused=device.type == "cuda")
-        scaling = dtype == torch.float16
-        scaler = torch.amp.GradScaler(device.type if scaling else "cpu", enabled=scaling)
-        if saved and k == stage and step > 0:
-            try:
-                optimizer.load_state_dict(saved["optimizer"])
-                if scaling and saved["scaler"]:  # empty where the run was not fp16 so far
-                    scaler.load_state_dict(saved["scaler"])
-            except Exception:  # it may hold anything
-                raise UserError(f"{out / 'checkpoint.pt'} is damaged: its optimizer's state does "
-                                "not fit the model") from None
-
-        def finish(stage, step, x, strips):
-            """Write the checkpoint, and strips if asked; settle the autoencoder at its end."""
-            if stage == "vae" and step == settings["vae_steps"]:
-                settle_vae(model, ema, settings, source, device)
-            if rank() > 0:
-                return
-            save(out / "checkpoint.pt", {
-                "config": config, "settings": settings, "ema": ema.state_dict(),
-                "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "scaler": scaler.state_dict(), "log": log.state(),
-                "progress": (STAGES.index(stage), step)})
-            if strips:
-                write_samples(out / "samples", stage, step, x, model, ema, settings["prompts"])
-
-        train_stage(STAGES[k], step if k == stage else 0, model, ema, optimizer, scaler, dtype,
-                    settings, source, log, finish)
-    half = {name: value.half().cpu() for name, value in ema.state_dict().items()}
+        if stage == "upscale" and run.model.upscaler is None:
+            add_upscaler(run)
+        first = step if k == begin else 0
+        train_stage(stage, run, first, *optimizer_for(run, stage, saved if first else None))
+    half = {name: value.half().cpu() for name, value in run.ema.state_dict().items()}
     if rank() == 0:
-        save(out / "weights.pt", {"config": config, "ema": half})  # all that sampling needs
+        save(run.out / "weights.pt", {"config": run.config, "ema": half})  # all that sampling needs
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -542,7 +577,7 @@ def parse(argv):
     """The command's arguments; None where the preset or a resumed run decides."""
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0], usage=(
         "python train.py --data moving_mnist_captions [options]   (--help lists them)"))
-    count = number(int, 1)
+    count = number(int, 1, 10**6)
     p.add_argument("--data", type=source_name, metavar="NAME", help=f"{MADE} (the default), or a "
                    "folder of GIF and MP4 clips with captions (README, 'Your own clips')")
     p.add_argument("--preset", default="auto", choices=("auto", *PRESETS),
@@ -555,7 +590,7 @@ def parse(argv):
                    help="steps of the stills stage")
     p.add_argument("--steps", type=count, metavar="N", dest="clips_steps",
                    help="steps of the clips stage")
-    p.add_argument("--upscale-steps", type=number(int, 0), metavar="N",
+    p.add_argument("--upscale-steps", type=number(int, 0, 10**6), metavar="N",
                    help="steps of the super-resolution stage (default: 0, none)")
     p.add_argument("--batch-size", type=count, metavar="N",
                    help="clips a step; the vae and stills stages take 2 and 8 frames for each")
@@ -583,10 +618,14 @@ def parse(argv):
 
 DEFAULTS = dict(data=MADE, seed=0, digits="auto", data_root=None, captions="full", predict="v",
                 schedule="cosine", stills_per_clip=0, upscale_steps=0)  # a preset may say otherwise
-NAMES = dict(stills_steps="image-steps", clips_steps="steps")  # flags with another name inside
 FLAGS = ("vae_steps", "stills_steps", "clips_steps", "batch_size", "lr", *DEFAULTS)
 IDENTITY = ("preset", "data", "captions", "schedule", "predict")  # what makes a run another run
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+
+
+def flag_of(name):
+    """A setting's flag, without its dashes."""
+    return {"stills_steps": "image-steps", "clips_steps": "steps"}.get(name, name.replace("_", "-"))
 
 
 def read_run(path):
@@ -594,17 +633,20 @@ def read_run(path):
     `UserError` for any other file."""
     saved = read_checkpoint(path)
     ema = restore(saved, "ema", path)
-    known = DEFAULTS | PRESETS["base"] | dict(preset="", amp="", prompts=[])
     try:  # the rest may hold anything, too
         saved["models"] = restore(saved, "model", path), ema
-        (stage, step), log = saved["progress"], saved["log"]
-        whole = (stage in range(len(STAGES)) and type(step) is int
-                 and isinstance(saved["optimizer"], dict) and isinstance(saved["scaler"], dict)
-                 and log["sums"].shape == (2, 4)
+        (stage, step), log, settings = saved["progress"], saved["log"], saved["settings"]
+        given = {name: settings[name] for name in (*FLAGS, "preset", "amp")}
+        with redirect_stderr(io.StringIO()):  # what the command would not take, it did not write
+            taken = vars(parse([f"--{flag_of(k)}={v}" for k, v in given.items() if v is not None]))
+        whole = (all(taken[k] == v for k, v in given.items() if v is not None)
+                 and type(stage) is int and type(step) is int
+                 and 0 <= step <= settings[f"{STAGES[stage]}_steps"]
+                 and all(map(words_of, settings["prompts"] or [""]))
+                 and log["sums"].shape == (2, 4) and log["sums"].dtype == torch.float32
                  and {len(row) for row in log["rows"]} == {len(Log.columns)}
-                 and all(type(saved["settings"][name]) in (type(value), *[str] * (value is None))
-                         for name, value in known.items() if name not in ("vae", "unet")))
-    except Exception:
+                 and saved["optimizer"].keys() and isinstance(saved["scaler"], dict))
+    except (Exception, SystemExit):
         whole = False
     if not whole:
         raise UserError(f"{path} holds weights for sampling only, or is damaged or of another "
@@ -619,8 +661,9 @@ def settings_for(args, saved, device):
     settings = DEFAULTS | PRESETS[preset] | {"preset": preset} | began
     given = {flag: getattr(args, flag) for flag in FLAGS if getattr(args, flag) is not None}
     given |= {"preset": preset} if args.preset != "auto" else {}
-    for flag in IDENTITY:
-        if saved and given.get(flag, began[flag]) != began[flag]:
+    for flag in IDENTITY if saved else ():
+        moved = flag == "data" and MADE not in (given.get(flag), began[flag])  # a folder may be
+        if given.get(flag, began[flag]) != began[flag] and not moved:
             raise UserError(f"the run began with --{flag} {began[flag]}, not {given[flag]}: leave "
                             "the flag out, or begin another run with --out")
     settings |= given
@@ -641,7 +684,7 @@ def settings_for(args, saved, device):
                 raise UserError(f"the {stage} stage has made {made} steps already, so it cannot "
                                 f"end at {new}: " + ("give it more, or " * (k == now))
                                 + "leave the flag out")
-        other = [f"--{NAMES.get(k, k).replace('_', '-')} {settings[k]} (it was {v})"
+        other = [f"--{flag_of(k)} {settings[k]} (it was {v})"
                  for k, v in began.items() if settings[k] != v]
         if other:
             say(f"note: this run goes on with {', '.join(other)}", file=sys.stderr)
@@ -656,7 +699,8 @@ def source_for(args, settings, out):
         settings["digits"] = "mnist" if digits.source == "MNIST" else "drawn"  # to be resumed with
         return partial(data.make_scenes, captions=settings["captions"], digits=digits)
     if not os.path.isdir(settings["data"]):
-        raise UserError(f"--data {settings['data']} is neither {MADE} nor a folder of clips")
+        raise UserError(f"--data {settings['data']} is neither {MADE} nor a folder of clips: name "
+                        "one; a run goes on with clips that were moved, too")
     if args.captions or args.digits or args.data_root or settings["upscale_steps"]:
         raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
                         f"{MADE}, whose truth is known: leave them out")
@@ -683,10 +727,31 @@ def config_for(settings, source):
                 tasks=len(set(TASKS)))
 
 
-def add_upscaler(config):
-    """Give a run's config the second U-Net of super-resolution, if it has none yet."""
-    config.setdefault("upscale", asdict(replace(UPSCALER, context_width=config["text"]["width"],
-                                        latent_channels=PATCH**2 * config["vae"]["channels"])))
+def begin(args, out, device):
+    """The `Run` that the arguments ask for, and the checkpoint it goes on from or None."""
+    path, saved = out / "checkpoint.pt", None
+    if path.exists() and not args.resume:
+        raise UserError(f"{path} exists: add --resume to continue that run, or name another "
+                        "folder with --out")
+    if args.resume and path.exists():
+        saved = read_run(path)
+    elif args.resume:
+        say(f"note: no {path} yet, so the run starts from the beginning")
+    settings = settings_for(args, saved, device)
+    source = source_for(args, settings, out)
+    config = saved["config"] if saved else config_for(settings, source)
+    if getattr(source, "channels", 1) != config["vae"]["channels"]:
+        raise UserError("the clips have changed between grey and colour since the run began: "
+                        "begin another run with --out")
+    torch.manual_seed(settings["seed"])
+    model = saved["models"][0] if saved else build(config)
+    ema = saved["models"][1] if saved else copy.deepcopy(model)
+    if args.compile:
+        model.unet.compile()  # in place, so that saved names carry no _orig_mod. prefix
+    (out / "samples").mkdir(exist_ok=True)
+    log = Log(out / "log.csv", saved and saved["log"], device)
+    return Run(out, settings, source, config, model.to(device),
+               ema.to(device).eval().requires_grad_(False), log, device), saved
 
 
 def train(args):
@@ -701,40 +766,32 @@ def train(args):
             torch.cuda.set_device(device)
         dist.init_process_group(timeout=timedelta(hours=6))  # the first may have clips to decode
     out = args.out or Path("runs") / Path(args.data or MADE).name
-    path, saved = out / "checkpoint.pt", None
-    if path.exists() and not args.resume:
-        raise UserError(f"{path} exists: add --resume to continue that run, or name another "
-                        "folder with --out")
-    if args.resume and path.exists():
-        saved = read_run(path)
-    elif args.resume:
-        say(f"note: no {path} yet, so the run starts from the beginning")
-    settings = settings_for(args, saved, device)
-    source = source_for(args, settings, out)
-    config = saved["config"] if saved else config_for(settings, source)
-    if getattr(source, "channels", 1) != VAEConfig(**config["vae"]).channels:
-        raise UserError("the clips have changed between grey and colour since the run began: "
-                        "begin another run with --out")
-    if settings["upscale_steps"]:
-        add_upscaler(config)
-    (out / "samples").mkdir(parents=True, exist_ok=True)
-    before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        with held(out):
-            run(settings, config, source, args.compile, out, saved, device)
-    finally:
-        SIGNALS.clear()
-        for asked, handler in before.items():
-            signal.signal(asked, handler)
-    say(f"done: python sample.py {shlex.quote(settings['prompts'][0])} --checkpoint "
-        f"{shlex.quote(str(path))}")
+    with held(out):
+        run, saved = begin(args, out, device)
+        before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            train_stages(run, saved)
+        finally:
+            SIGNALS.clear()
+            for asked, handler in before.items():
+                signal.signal(asked, handler)
+    say(f"done: python sample.py {shlex.quote(run.settings['prompts'][0])} --checkpoint "
+        f"{shlex.quote(str(out / 'checkpoint.pt'))}")
 
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
     args = parse(argv)
+
+    def work():
+        try:
+            train(args)
+        except UserError:  # the same one in all processes
+            sys.exit(2) if rank() > 0 else None
+            raise
+
     try:
-        return data.exit_status(lambda: train(args))
+        return data.exit_status(work)
     except Stopped as stop:
         number, stage, step = stop.args
         say(f"\nstopped after step {step} of stage {stage}; all is saved: add --resume to the same "

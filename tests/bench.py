@@ -7,7 +7,6 @@ of sampling, and peak memory.
 """
 
 import argparse
-import copy
 import resource
 import sys
 import tempfile
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 
 import train
-from sample import build, device_for, generate
+from sample import device_for, generate
 
 
 def main():
@@ -31,16 +30,13 @@ def main():
     p.add_argument("--amp", default="auto")
     p.add_argument("--profile", action="store_true")
     args = p.parse_args()
+    folder = tempfile.TemporaryDirectory()
     flags = train.parse(["--preset", args.preset, "--digits", "drawn", "--amp", args.amp])
     flags.batch_size = args.batch_size
-    device = device_for(args.device)
-    settings = train.settings_for(flags, None, device)
-    source, dtype = train.source_for(flags, settings, None), train.AMP[settings["amp"]]
-    config = train.config_for(settings, source)
-    train.add_upscaler(config)
-    folder = tempfile.TemporaryDirectory()
-    log = train.Log(Path(folder.name) / "log.csv", None, device)
-    model = build(config).to(device)
+    run, _ = train.begin(flags, Path(folder.name), device_for(args.device))
+    train.write_checkpoint = train.write_samples = lambda *args: None
+    train.add_upscaler(run)
+    settings, model, device = dict(run.settings), run.model, run.device
     print(f"{args.preset}, batch {settings['batch_size']}, {device}, torch {torch.__version__}, "
           f"{torch.get_num_threads()} threads, "
           + (torch.cuda.get_device_name() if device.type == "cuda" else "CPU"))
@@ -48,20 +44,12 @@ def main():
         print(f"  {name:13s}{sum(q.numel() for q in part.parameters()):>10,} parameters")
 
     for stage in train.STAGES:
-        for name, part in model.named_children():
-            part.requires_grad_(name in train.PARTS[stage])
-        ema = copy.deepcopy(model).requires_grad_(False)
-        optimizer = torch.optim.AdamW([q for q in model.parameters() if q.requires_grad],
-                                      fused=device.type == "cuda")
-        scaler = torch.amp.GradScaler(device.type, enabled=False)
-
         def steps(n):
+            run.settings[f"{stage}_steps"] = n
             if device.type == "cuda":
                 torch.cuda.synchronize()
             begin = time.perf_counter()
-            train.train_stage(stage, 0, model, ema, optimizer, scaler, dtype,
-                              settings | {f"{stage}_steps": n}, source, log,
-                              lambda *a, **k: None)
+            train.train_stage(stage, run, 0, *train.optimizer_for(run, stage, None))
             if device.type == "cuda":
                 torch.cuda.synchronize()
             return time.perf_counter() - begin

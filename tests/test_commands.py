@@ -371,9 +371,10 @@ def test_unknown_words_are_named_and_the_rest_is_used(trained, tmp_path, capsys)
 # ---- the repository ------------------------------------------------------------------------------
 
 def test_requirements_match_imports():
-    stdlib = sys.stdlib_module_names | {path.stem for path in ROOT.glob("*.py")}
+    files = [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]
+    stdlib = sys.stdlib_module_names | {path.stem for path in files}
     imported = set()
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]:
+    for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 imported |= {name.name.split(".")[0] for name in node.names}
@@ -396,6 +397,22 @@ def test_readme_names_every_flag_and_its_commands_parse(capsys):
         arguments = shlex.split(arguments)
         {"train": train.parse, "sample": lambda a: sample.parse([*a, "--out", "a.gif"])}[script](
             arguments)
+
+
+def test_readme_counts_the_lines_of_each_file():
+    table = re.findall(r"^\| `(\w+\.py)` \| (\d+) \|", (ROOT / "README.md").read_text(), re.M)
+    assert {name for name, _ in table} == {path.name for path in ROOT.glob("*.py")}
+    for name, lines in table:
+        assert int(lines) == len((ROOT / name).read_text().splitlines()), name
+
+
+def test_a_clip_is_written_whole_or_said_not_to_be(tmp_path, capsys):
+    for name in ("a.gif", "a.mp4", "a.png"):
+        path = tmp_path / name
+        path.symlink_to("/dev/full")
+        assert data.exit_status(lambda: data.write_clip(torch.zeros(1, 4, 64, 64), path)) == 2
+        error = capsys.readouterr().err
+        assert error.count("error: ") == 1 and "No space left" in error and "Trace" not in error
 
 
 def test_shipped_weights_load_and_obey():

@@ -4,7 +4,9 @@ import json
 import os
 import shlex
 import shutil
+import struct
 import subprocess
+import zlib
 
 import imageio.v3 as imageio
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 import data
+import metrics
 import sample
 import train
 import unet3d
@@ -244,7 +247,11 @@ def test_no_program_is_started_for_a_picture_that_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(a))
     (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     (tmp_path / "b.png").write_text("#EXTM3U\n#EXTINF:1,\nother.mp4\n")
-    for name in ("a.png", "b.png"):
+    fields = (b"\x03\x3c", b"\1\0"), (b"\x03\x14", b"\0\x09"), (b"\x03\x1e", b"\0\x09"), (
+        b"\x03\x78", b"\5"), (b"\x08\x0a", (tmp_path / "a.png").read_bytes())
+    (tmp_path / "c.png").write_bytes(b"".join(  # IPTC, which holds a picture in any format
+        b"\x1c" + tag + len(value).to_bytes(2, "big") + value for tag, value in fields) + bytes(5))
+    for name in ("a.png", "b.png", "c.png"):
         with pytest.raises(data.UserError, match="cannot be read"):
             sample.read_picture(tmp_path / name, None)
     assert not started
@@ -261,6 +268,41 @@ def test_too_many_frames_or_pixels_are_refused(tmp_path, monkeypatch):
         monkeypatch.setattr(data, "MAX_PIXELS", 64 * 64 - 1)
         with pytest.raises(Exception, match="pixel"):
             data.read_clip(ramp(tmp_path / name))
+
+
+def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    model = sample.load(device="cpu")
+    for side in (64, 13_000):
+        header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+        rows = zlib.compress(bytes(side * (1 + -(-side // 8))))
+        (tmp_path / f"{side}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+            for body in (b"IHDR" + header, b"IDAT" + rows, b"IEND")))
+    assert sample.read_picture(tmp_path / "64.png", model)[0].max() == -1
+    with pytest.raises(data.UserError, match="cannot be read"):
+        sample.read_picture(tmp_path / "13000.png", model)
+
+
+def test_a_frame_larger_than_the_header_says_is_refused(tmp_path, monkeypatch):
+    captioned(tmp_path / "in" / "a.gif")
+    content = bytearray((tmp_path / "in" / "a.gif").read_bytes())
+    content[6:10] = struct.pack("<HH", 8, 8)
+    (tmp_path / "in" / "a.gif").write_bytes(content)
+    monkeypatch.setattr(data, "MAX_PIXELS", 64)
+    with pytest.raises(data.UserError, match="a.gif.*too many pixels"):
+        data.FolderClips(tmp_path / "in", tmp_path / "out")
+
+
+def test_a_caption_beside_clips_serves_them_all_and_a_bad_one_leaves_its_clip_out(tmp_path):
+    for name in ("a.gif", "a.mp4", "b.gif", "c.gif"):
+        ramp(tmp_path / name)
+    (tmp_path / "a.TXT").write_text("a ramp")
+    (tmp_path / "b.txt").write_bytes("ein schöner".encode("latin-1"))
+    (tmp_path / "c.txt").write_text("not this")
+    (tmp_path / "metadata.csv").write_text("file_name,text\nc.gif,but this\n")
+    clips = data.FolderClips(tmp_path, tmp_path / "out")
+    assert sorted(clips.captions) == ["a ramp", "a ramp", "but this"]
+    assert "'b.gif' has a caption that cannot be read as UTF-8" in clips.note
 
 
 def test_no_clip_at_all_is_an_error_that_lists_why(tmp_path):
@@ -368,13 +410,17 @@ def test_training_on_a_folder_resumes_bit_exactly(small, exported, tmp_path, mon
     with pytest.raises(Stop):
         train.main(["--data", str(exported), *FEW, "--out", str(broken)])
     monkeypatch.setattr(train, "save", real)
-    assert train.main(["--resume", "--out", str(broken), "--device", "cpu"]) == 0
+    moved = tmp_path / "moved"
+    shutil.copytree(exported, moved)
+    resume = ["--resume", "--out", str(broken), "--device", "cpu", "--data"]
+    assert train.main([*resume, train.MADE]) == 2
+    assert "the run began with --data" in capsys.readouterr().err
+    assert train.main([*resume, str(moved)]) == 0
     a, b = saved(whole), saved(broken)
     assert all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
-    assert a["settings"] == b["settings"] and len(a["settings"]["prompts"]) <= 8
-    assert train.main(["--resume", "--out", str(broken), "--device", "cpu", "--data",
-                       str(tmp_path)]) == 2
-    assert "the run began with --data" in capsys.readouterr().err
+    assert b["settings"] == a["settings"] | {"data": str(moved)} and len(
+        a["settings"]["prompts"]) <= 8
+    assert "clips have changed" not in capsys.readouterr().err
 
 
 def test_a_colour_set_is_written_trains_and_is_sampled_in_colour(small, tmp_path, capsys):
@@ -394,6 +440,9 @@ def test_a_colour_set_is_written_trains_and_is_sampled_in_colour(small, tmp_path
     assert sample.main([captions[0], "--checkpoint", str(out / "weights.pt"), "--steps", "1",
                         "--out", str(tmp_path / "a.png"), "--device", "cpu"]) == 0
     assert imageio.imread(tmp_path / "a.png").shape == (64, 32 * 64, 3)
+    assert metrics.main(["--checkpoint", str(out / "weights.pt"), "--num", "2", "--digits", "drawn",
+                         "--device", "cpu"]) == 2
+    assert "clips of another kind" in capsys.readouterr().err
 
 
 BAD = [["train", "--data", "nowhere"], ["train", "--data", "file.gif"], ["train", "--data", ""],

@@ -124,7 +124,7 @@ def test_killed_at_random_moments_nothing_is_lost(whole, tmp_path, kills):
     same(whole, out)
 
 
-@pytest.mark.parametrize("stage,number", enumerate([signal.SIGINT, signal.SIGTERM] * 2),
+@pytest.mark.parametrize("stage,number", [*enumerate([signal.SIGINT, signal.SIGTERM] * 2)],
                          ids=train.STAGES)
 def test_asked_to_stop_it_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, capsys, stage,
                                                       number):
@@ -177,8 +177,8 @@ def test_a_stop_never_saves_wrong_numbers(tmp_path, monkeypatch, capsys):
 def test_two_runs_never_write_into_one_folder(tmp_path, capsys):
     with train.held(tmp_path):
         assert train.main([*FEW, "--out", str(tmp_path)]) == 2
+        assert not any(tmp_path.iterdir())
     assert "another run is writing" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["samples"]
     assert train.main([*FEW, "--vae-steps", "1", "--out", str(tmp_path)]) == 0
 
 
@@ -267,12 +267,15 @@ def test_a_number_going_wrong_names_stage_step_and_noise_level(tmp_path, monkeyp
 
 def test_skipped_steps_of_fp16_are_counted_and_no_error(tmp_path):
     log = train.Log(tmp_path / "log.csv", None, torch.device("cpu"))
+    fp16, off = (torch.amp.GradScaler("cpu", enabled=on) for on in (True, False))
     for norm in (1., float("inf"), float("nan"), 2.):
         log.add(torch.ones(2), torch.tensor([0, 999]), torch.tensor(norm))
-    assert log.row("clips", 4, 8, .1, scaling=True)[2] == 2
-    with pytest.raises(data.UserError, match="gradient is not finite at step 1 "):
-        log.add(torch.ones(2), torch.tensor([0, 999]), torch.tensor(float("inf")))
-        log.row("clips", 1, 2, .1, scaling=False)
+    assert log.row("clips", 4, 8, .1, fp16)[2] == 2
+    for scaler, words in ((off, "gradient is not finite at step 1 "),
+                          (torch.amp.GradScaler("cpu", init_scale=.5), "every step .* skipped")):
+        with pytest.raises(data.UserError, match=words):
+            log.add(torch.ones(2), torch.tensor([0, 999]), torch.tensor(float("inf")))
+            log.row("clips", 1, 2, .1, scaler)
 
 
 def test_out_of_memory_says_to_lower_the_batch(tmp_path, monkeypatch, capsys):
@@ -340,8 +343,13 @@ DAMAGES = [
     damage(["config", "vae", "widths"], []), damage(["config", "text", "heads"], -1),
     damage(["config", "vocabulary"], None), damage(["config", "vocabulary"], []),
     damage(["config", "size"], "64"), damage(["config", "predict"], "noise"),
+    damage(["config", "vocabulary", 3], "\x1b[31mred"), damage(["config", "vocabulary", 3], 3),
     damage(["config", "upscale", "widths"], [16]), damage(["ema"], []), damage(["ema"], {"a": 1})]
 DAMAGED_RUNS = [
+    damage(["progress"], (2, -1)), damage(["progress"], (1., 0)), damage(["settings", "amp"], "x"),
+    damage(["settings", "lr"], float("nan")), damage(["settings", "seed"], 2**70),
+    damage(["settings", "batch_size"], 0), damage(["settings", "prompts"], [1]),
+    damage(["optimizer", "state", 0, "exp_avg"], torch.zeros(7)),
     damage(["progress"], (9, 1)), damage(["progress"], ()), damage(["progress"], (0, None)),
     damage(["settings"], {}), damage(["settings", "lr"], "fast"), damage(["model"], {}),
     damage(["settings", "data_root"], 5), damage(["optimizer"], {"a": 1}), damage(["log"], 0),

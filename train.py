@@ -700,7 +700,7 @@ def source_for(args, settings, out):
         return partial(data.make_scenes, captions=settings["captions"], digits=digits)
     if not os.path.isdir(settings["data"]):
         raise UserError(f"--data {settings['data']} is neither {MADE} nor a folder of clips: name "
-                        "one; a run goes on with clips that were moved, too")
+                        "their folder, on --resume also where it was moved to")
     if args.captions or args.digits or args.data_root or settings["upscale_steps"]:
         raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
                         f"{MADE}, whose truth is known: leave them out")

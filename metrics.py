@@ -491,8 +491,8 @@ def report(args):
     knows = "full" if "standing" in model.config["vocabulary"] else "four"
     if (captions := args.captions or knows) == "full" and knows == "four":
         raise UserError("this checkpoint was trained with --captions four: leave --captions out")
-    words = {*model.tokenizer.words}
-    if model.vae.config.channels == 3 or not words.issuperset(data.VOCABULARY[captions]):
+    words = {*model.config["vocabulary"]}
+    if model.config["vae"]["channels"] == 3 or not words.issuperset(data.VOCABULARY[captions]):
         raise UserError("this checkpoint was trained on clips of another kind, and the judge reads "
                         "only captioned Moving MNIST in grey")
     options = dict(seed=args.seed, split="test", captions=captions, digits=digits)

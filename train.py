@@ -440,7 +440,7 @@ class Run:
 
 
 def train_stage(stage, run, first, optimizer, scaler):
-    """Run one stage from step `first`, with a checkpoint, and every fourth time strips, between."""
+    """Run one stage from step `first`; checkpoints at intervals, strips at every fourth."""
     settings, device, world, me = run.settings, run.device, processes(), rank()
     model, log, dtype = run.model, run.log, AMP[settings["amp"]]
     steps, n = settings[f"{stage}_steps"], settings["batch_size"] * PER_CLIP[stage] // world
@@ -553,13 +553,13 @@ def add_upscaler(run):
 
 def train_stages(run, saved):
     """All stages, from scratch or from where the checkpoint `saved` stopped."""
-    begin, step = saved["progress"] if saved else (0, 0)
+    begun, step = saved["progress"] if saved else (0, 0)
     for k, stage in enumerate(STAGES):
-        if k < begin or not run.settings[f"{stage}_steps"]:
+        if k < begun or not run.settings[f"{stage}_steps"]:
             continue
         if stage == "upscale" and run.model.upscaler is None:
             add_upscaler(run)
-        first = step if k == begin else 0
+        first = step if k == begun else 0
         train_stage(stage, run, first, *optimizer_for(run, stage, saved if first else None))
     half = {name: value.half().cpu() for name, value in run.ema.state_dict().items()}
     if rank() == 0:
@@ -727,7 +727,7 @@ def config_for(settings, source):
                 tasks=len(set(TASKS)))
 
 
-def begin(args, out, device):
+def prepare(args, out, device):
     """The `Run` that the arguments ask for, and the checkpoint it goes on from or None."""
     path, saved = out / "checkpoint.pt", None
     if path.exists() and not args.resume:
@@ -759,15 +759,15 @@ def train(args):
     device = device_for(args.device)
     if processes() > 1:
         if device.type == "cuda":
+            gpus = torch.cuda.device_count()
+            if int(os.environ["LOCAL_WORLD_SIZE"]) > gpus:
+                raise UserError(f"there are {gpus} GPUs here: start no more processes than that")
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            if device.index >= torch.cuda.device_count():
-                raise UserError(f"there are {torch.cuda.device_count()} GPUs here: start no more "
-                                "processes than that")
             torch.cuda.set_device(device)
         dist.init_process_group(timeout=timedelta(hours=6))  # the first may have clips to decode
     out = args.out or Path("runs") / Path(args.data or MADE).name
     with held(out):
-        run, saved = begin(args, out, device)
+        run, saved = prepare(args, out, device)
         before = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             train_stages(run, saved)
@@ -786,8 +786,9 @@ def main(argv=None):
     def work():
         try:
             train(args)
-        except UserError:  # the same one in all processes
-            sys.exit(2) if rank() > 0 else None
+        except UserError:
+            if rank() > 0:  # all processes have the same one
+                sys.exit(2)
             raise
 
     try:

@@ -33,8 +33,8 @@ def main():
     folder = tempfile.TemporaryDirectory()
     flags = train.parse(["--preset", args.preset, "--digits", "drawn", "--amp", args.amp])
     flags.batch_size = args.batch_size
-    run, _ = train.begin(flags, Path(folder.name), device_for(args.device))
-    train.write_checkpoint = train.write_samples = lambda *args: None
+    run, _ = train.prepare(flags, Path(folder.name), device_for(args.device))
+    train.write_checkpoint = train.write_samples = train.settle_vae = lambda *args: None
     train.add_upscaler(run)
     settings, model, device = dict(run.settings), run.model, run.device
     print(f"{args.preset}, batch {settings['batch_size']}, {device}, torch {torch.__version__}, "

@@ -12,7 +12,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import metrics
-from sample import number
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +160,8 @@ def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net):
     vae = SimpleNamespace(encode=lambda x: x, decode=lambda z: (z + .02).clamp(-1, 1))
     monkeypatch.setitem(sys.modules, "sample", SimpleNamespace(
         load=lambda checkpoint, device: SimpleNamespace(
-            vae=vae, config={"vocabulary": data.VOCABULARY["full"]}),
-        generate=generate, device_for=torch.device, number=number))
+            vae=vae, config={"vocabulary": data.VOCABULARY["full"], "vae": {"channels": 1}}),
+        generate=generate, device_for=torch.device))
     monkeypatch.setattr(metrics, "load_classifier", lambda device: net)
     assert metrics.main("--num 24 --seed 3 --digits drawn --device cpu --steps 5 "
                         "--guidance 2".split()) == 0

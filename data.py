@@ -691,8 +691,9 @@ class FolderClips:
         captions, left_out = find_captions(root)
         clips = [(str(path.relative_to(root)), text, path.stat().st_size, path.stat().st_mtime_ns)
                  for path, text in captions.items()]  # the folder itself may be moved
+        out_of_it = sorted((os.path.relpath(path, root), why) for path, why in left_out.items())
         self.fingerprint = hashlib.sha256(
-            repr((clips, SIZE, ACTION)).encode(errors="surrogateescape")).hexdigest()
+            repr((clips, out_of_it, SIZE, ACTION)).encode()).hexdigest()
         try:
             self.open(out)
         except (OSError, ValueError, KeyError, TypeError):  # none yet, or others, or damaged
@@ -771,8 +772,10 @@ def write_clip(x, path, fps=10):
             x = F.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
         frames = rearrange(x, "(r k) c f h w -> f (r h) (k w) c", k=columns).numpy()
         frames = frames.repeat(3 // frames.shape[-1], -1)  # some readers fail on GIFs of pure greys
-        options = (dict(fps=fps, codec="libx264", quality=9, macro_block_size=2)
-                   if suffix == ".mp4" else dict(duration=1000 / fps, loop=0))
+        times = np.round(np.arange(len(frames) + 1) * 100 / fps)  # GIFs count in 1/100 s
+        times = (10 * np.diff(times)).tolist()
+        options = (dict(fps=fps, codec="libx264", quality=9, macro_block_size=2) if suffix == ".mp4"
+                   else dict(duration=times if len(times) > 1 else times[0], loop=0))
     # in memory first: ffmpeg would not tell of a full disk, nor Pillow close its file there
     Path(path).write_bytes(imageio.imwrite("<bytes>", frames, extension=suffix, **options))
 

@@ -493,8 +493,8 @@ def report(args):
         raise UserError("this checkpoint was trained with --captions four: leave --captions out")
     words = {*model.config["vocabulary"]}
     if model.config["vae"]["channels"] == 3 or not words.issuperset(data.VOCABULARY[captions]):
-        raise UserError("this checkpoint was trained on clips of another kind, and the judge reads "
-                        "only captioned Moving MNIST in grey")
+        raise UserError("this checkpoint was trained on clips of another kind, or on too few to "
+                        "know all words: the judge reads only captioned Moving MNIST in grey")
     options = dict(seed=args.seed, split="test", captions=captions, digits=digits)
     x, captions, truth = data.captioned_clips(args.num, **options)
     others, _, _ = data.captioned_clips(args.num, start=args.num, **options)

@@ -411,14 +411,17 @@ def read_picture(path, model):
     import imageio.v3 as imageio
     try:
         with open(path, "rb") as file:  # important: Pillow would run PostScript, a program, and
-            head = file.read(8)         # find it inside of other formats
+            head = file.read(26)        # find it inside of other formats
         if not head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")):
             raise UserError("another format")
+        if head[1:4] == b"PNG" and head[24:] == b"\x10\0":
+            raise UserError("16-bit grey")  # which Pillow would turn white
         with no_bombs():
             picture = imageio.imread(path, plugin="pillow", index=0, mode="RGBA", rotate=True)
     except Exception as error:  # imageio raises what its plug-ins raise
-        raise UserError(f"{path} cannot be read as a picture ({type(error).__name__}): name a "
-                        "PNG, JPEG or GIF file") from None
+        why = error if isinstance(error, UserError) else type(error).__name__
+        raise UserError(f"{path} cannot be read as a picture ({why}): name a PNG, JPEG or GIF file"
+                        ) from None
     size, c, (h, w) = model.config["size"], model.vae.config.channels, picture.shape[:2]
     # what is transparent is black
     x = fit(picture[..., :3] * (picture[..., 3:] / np.float32(255)), size)

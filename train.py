@@ -122,12 +122,12 @@ def say(text, file=None):
 
 def first_alone(work):
     """work() in the first process and then in the others, which find what it has written; if it
-    raises `UserError` there, all raise it."""
+    fails there, all raise the same `UserError`."""
     failed = [None]
     if rank() == 0:
         try:
             result = work()
-        except UserError as error:
+        except (UserError, OSError) as error:
             failed = [str(error)]
     if processes() > 1:
         dist.broadcast_object_list(failed)
@@ -152,28 +152,34 @@ def asked_to_stop(device):
     return int(asked)
 
 
-@contextmanager
-def held(folder):
-    """Make a run's folder and keep other runs out: workers whose torchrun was killed go on."""
-    if rank() > 0:
-        yield
-        return
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+def take(folder):
+    """Make a run's folder and keep other runs out of it, such as workers whose torchrun was killed,
+    as long as the returned descriptor is open."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY) if fcntl else None
     try:
         if fcntl:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a process that dies lets go
-        yield
     except BlockingIOError:
+        os.close(lock)
         raise UserError(f"another run is writing into {folder}: stop it, or name another folder "
                         "with --out") from None
+    return lock
+
+
+@contextmanager
+def held(folder):
+    """The folder is this run's alone, and goes again if an error comes before all writing."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock = first_alone(lambda: take(folder) if rank() == 0 else None)
+    try:
+        yield
     finally:
-        if fcntl:
+        if lock is not None:
             os.close(lock)
         for path in made:
             with suppress(OSError):
-                path.rmdir()  # if it is empty: an error came first
+                path.rmdir()  # only if it is empty
 
 
 # ---- data of one step ----------------------------------------------------------------------------
@@ -529,15 +535,14 @@ def optimizer_for(run, stage, saved):
         try:  # it may hold anything
             optimizer.load_state_dict(optimizer.state_dict()
                                       | {"state": saved["optimizer"]["state"]})
-            fits = all(state[name].shape == p.shape for p, state in optimizer.state.items()
-                       for name in ("exp_avg", "exp_avg_sq"))
+            if not all(state[name].shape == p.shape for p, state in optimizer.state.items()
+                       for name in ("exp_avg", "exp_avg_sq")):
+                raise ValueError
             if fp16 and saved["scaler"]:  # empty where the run was not fp16 so far
                 scaler.load_state_dict(saved["scaler"])
         except Exception:
-            fits = False
-        if not fits:
             raise UserError(f"{run.out / 'checkpoint.pt'} is damaged: its optimizer's state does "
-                            "not fit the model")
+                            "not fit the model") from None
     return optimizer, scaler
 
 
@@ -636,11 +641,12 @@ def read_run(path):
     try:  # the rest may hold anything, too
         saved["models"] = restore(saved, "model", path), ema
         (stage, step), log, settings = saved["progress"], saved["log"], saved["settings"]
-        given = {name: settings[name] for name in (*FLAGS, "preset", "amp")}
+        given = {name: settings[name] for name in (*FLAGS, "preset", "amp")
+                 if (name, settings[name]) != ("data_root", None)}
         with redirect_stderr(io.StringIO()):  # what the command would not take, it did not write
-            taken = vars(parse([f"--{flag_of(k)}={v}" for k, v in given.items() if v is not None]))
-        whole = (all(taken[k] == v for k, v in given.items() if v is not None)
-                 and type(stage) is int and type(step) is int
+            taken = vars(parse([f"--{flag_of(k)}={v}" for k, v in given.items()]))
+        whole = (all(taken[k] == v for k, v in given.items())
+                 and type(stage) is int and type(step) is int and 0 <= stage
                  and 0 <= step <= settings[f"{STAGES[stage]}_steps"]
                  and all(map(words_of, settings["prompts"] or [""]))
                  and log["sums"].shape == (2, 4) and log["sums"].dtype == torch.float32
@@ -691,7 +697,7 @@ def settings_for(args, saved, device):
     return {k: v for k, v in settings.items() if k not in ("vae", "unet")}
 
 
-def source_for(args, settings, out):
+def source_for(args, settings, saved, out):
     """What gives the run its clips: captioned Moving MNIST, or a folder, decoded into `out`."""
     if settings["data"] == MADE:
         digits = first_alone(lambda: data.load_digits("train", settings["digits"],
@@ -706,9 +712,13 @@ def source_for(args, settings, out):
                         f"{MADE}, whose truth is known: leave them out")
     clips = first_alone(lambda: data.FolderClips(settings["data"], out))
     say(clips.note, file=sys.stderr)
-    if settings.setdefault("clips", clips.fingerprint) != clips.fingerprint:
+    if saved and saved["settings"].get("clips") != clips.fingerprint:
+        if saved["settings"]["data"] != settings["data"]:
+            raise UserError(f"{settings['data']} does not hold the clips that the run began with "
+                            "(names, captions, sizes, times): begin another run with --out")
         say("note: the clips have changed since the run began, so it will not go on exactly as it "
             "would have", file=sys.stderr)
+    settings["clips"] = clips.fingerprint
     return clips
 
 
@@ -738,7 +748,7 @@ def prepare(args, out, device):
     elif args.resume:
         say(f"note: no {path} yet, so the run starts from the beginning")
     settings = settings_for(args, saved, device)
-    source = source_for(args, settings, out)
+    source = source_for(args, settings, saved, out)
     config = saved["config"] if saved else config_for(settings, source)
     if getattr(source, "channels", 1) != config["vae"]["channels"]:
         raise UserError("the clips have changed between grey and colour since the run began: "
@@ -787,7 +797,8 @@ def main(argv=None):
         try:
             train(args)
         except UserError:
-            if rank() > 0:  # all processes have the same one
+            if rank() > 0:  # all processes have the same one, and torchrun ends all with the first
+                time.sleep(5)
                 sys.exit(2)
             raise
 

@@ -206,6 +206,15 @@ def test_gif_keeps_greys_frames_rate_and_loops(tmp_path, channels):
     assert abs(back.astype(int) - grey[0].numpy()).max() == 0
 
 
+@pytest.mark.parametrize("fps", [5, 12, 30, 100])
+def test_a_gif_lasts_as_long_as_its_rate_says(tmp_path, fps):
+    """Although its frames can only stand for whole hundredths of a second."""
+    x = torch.rand(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    data.write_clip(x, tmp_path / "a.gif", fps=fps)
+    times = [imageio.immeta(tmp_path / "a.gif", index=k)["duration"] for k in range(16)]
+    assert abs(sum(times) - 16_000 / fps) <= 5
+
+
 def test_mp4_keeps_frames_and_rate(tmp_path):
     x, _, _ = data.captioned_clips(1, digits=DIGITS)
     data.write_clip(x, tmp_path / "a.mp4", fps=10)

@@ -279,6 +279,9 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
             struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
             for body in (b"IHDR" + header, b"IDAT" + rows, b"IEND")))
     assert sample.read_picture(tmp_path / "64.png", model)[0].max() == -1
+    imageio.imwrite(tmp_path / "deep.png", np.zeros((9, 9), np.uint16))
+    with pytest.raises(data.UserError, match="16-bit grey"):
+        sample.read_picture(tmp_path / "deep.png", model)
     with pytest.raises(data.UserError, match="cannot be read"):
         sample.read_picture(tmp_path / "13000.png", model)
 
@@ -421,6 +424,11 @@ def test_training_on_a_folder_resumes_bit_exactly(small, exported, tmp_path, mon
     assert b["settings"] == a["settings"] | {"data": str(moved)} and len(
         a["settings"]["prompts"]) <= 8
     assert "clips have changed" not in capsys.readouterr().err
+    (moved / "metadata.csv").write_text("file_name,text\n000000.gif,a dog\n")
+    assert train.main([*resume, str(exported)]) == 0
+    shutil.copytree(moved, tmp_path / "others")
+    assert train.main([*resume, str(tmp_path / "others")]) == 2
+    assert "does not hold the clips that the run began with" in capsys.readouterr().err
 
 
 def test_a_colour_set_is_written_trains_and_is_sampled_in_colour(small, tmp_path, capsys):

@@ -228,11 +228,13 @@ def test_stages_that_are_over_cannot_be_given_other_steps(whole, capsys, flag):
 
 
 def test_precision_is_kept_on_resume(tmp_path, capsys):
-    assert train.main([*FEW, "--amp", "bf16", "--out", str(tmp_path)]) == 0
-    assert train.main(["--resume", "--device", "cpu", "--upscale-steps", "3", "--out",
+    assert train.main([*FEW, "--amp", "bf16", "--upscale-steps", "0", "--steps", "1", "--out",
                        str(tmp_path)]) == 0
-    assert "--amp" not in capsys.readouterr().err
-    assert train.read_run(tmp_path / "checkpoint.pt")["settings"]["amp"] == "bf16"
+    saved = train.read_run(tmp_path / "checkpoint.pt")
+    for given, amp in (([], "bf16"), (["--amp", "off"], "off")):
+        args = train.parse(["--resume", *given])
+        assert train.settings_for(args, saved, torch.device("cpu"))["amp"] == amp
+        assert ("--amp off (it was bf16)" in capsys.readouterr().err) == bool(given)
 
 
 # ---- numbers and memory --------------------------------------------------------------------------
@@ -346,6 +348,8 @@ DAMAGES = [
     damage(["config", "vocabulary", 3], "\x1b[31mred"), damage(["config", "vocabulary", 3], 3),
     damage(["config", "upscale", "widths"], [16]), damage(["ema"], []), damage(["ema"], {"a": 1})]
 DAMAGED_RUNS = [
+    damage(["progress"], (-1, 1)), damage(["settings", "seed"], None),
+    damage(["settings", "batch_size"], None), damage(["settings", "amp"], None),
     damage(["progress"], (2, -1)), damage(["progress"], (1., 0)), damage(["settings", "amp"], "x"),
     damage(["settings", "lr"], float("nan")), damage(["settings", "seed"], 2**70),
     damage(["settings", "batch_size"], 0), damage(["settings", "prompts"], [1]),

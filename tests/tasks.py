@@ -3,7 +3,7 @@
     python tests/tasks.py --checkpoint runs/base/checkpoint.pt --data-root DIR --num 128
 
 Prompts are "a 3 moving left" and the like, digits are test digits. Each part can be run alone:
-rates, fills, seams, carry, picture, samplers, best, larger, losses; colours, for a run on the set
+rates, fills, seams, carry, picture, samplers, best, larger, losses, unnamed; colours, for a run on the set
 that `python data.py --export DIR --colour` writes.
 """
 
@@ -224,6 +224,16 @@ def losses(model, classifier, scenes, args):
         print(f"{stage}: {loss.mean():.4f} +- {loss.std() / len(loss) ** .5:.4f} (n {len(loss)})")
 
 
+def unnamed(model, classifier, scenes, args):
+    """Does a digit stay the same one where the caption does not name it in every frame?"""
+    for subject in ("a digit", "a 3"):
+        prompts = [f"{subject} {c.split(maxsplit=2)[2]}" for c in scenes.captions]
+        x = generate(model, prompts, num_frames=16, seed=args.seed)
+        steady = metrics.read_clips(x, classifier).steady[:, 0]
+        print(f'\n"{subject} moving left" and the like: steady {steady.mean():.1%}, without any '
+              f"change {(steady == 1).mean():.1%}")
+
+
 def colours(model, classifier, scenes, args):
     """A run on the colour set: digit and motion by the judge; colour by the nearest of the six to
     the mean of what is brighter than one half, each scaled to its brightest channel."""
@@ -243,7 +253,8 @@ def colours(model, classifier, scenes, args):
 
 
 PARTS = dict(rates=rates, fills=fills, seams=seams, carry=carry, picture=picture,
-             samplers=samplers, best=best, larger=larger, losses=losses, colours=colours)
+             samplers=samplers, best=best, larger=larger, losses=losses, unnamed=unnamed,
+             colours=colours)
 
 
 def main(argv=None):

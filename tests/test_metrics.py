@@ -22,8 +22,8 @@ def net():
 
 @pytest.fixture(scope="module")
 def clips(net):
-    """300 drawn clips, their readings and their truths with every motion put into the caption."""
-    x, _, truth = data.captioned_clips(300, split="test", digits=data.load_digits("test", "drawn"))
+    """200 drawn clips, their readings and their truths with every motion put into the caption."""
+    x, _, truth = data.captioned_clips(200, split="test", digits=data.load_digits("test", "drawn"))
     spoken = np.where(truth.digit[:, 1] >= 0, data.KINDS.index("two moving"), 0)
     truth = replace(truth, kind=spoken, named=np.zeros_like(truth.named))
     return x, metrics.read_clips(x, net, 2), truth
@@ -37,7 +37,7 @@ def test_captions_match_pixels(clips):
 
 def test_wrong_truth_scores_low(clips):
     _, readings, truth = clips
-    others = metrics.reorder(readings, np.roll(np.arange(300), 1))
+    others = metrics.reorder(readings, np.roll(np.arange(200), 1))
     assert metrics.score(others, truth).motion_ok.mean() < .1
 
 

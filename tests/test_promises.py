@@ -32,8 +32,8 @@ def shrink():
     """Small networks, and a checkpoint after every step: what the processes below begin with."""
     torch.set_num_threads(1)
     train.PRESETS["tiny"] |= dict(vae=vae.VAEConfig(widths=(8, 16, 16), blocks=1),
-                                  unet=unet3d.UNetConfig(widths=(16, 32), head_dim=8, emb_width=32))
-    train.UPSCALER = unet3d.UNetConfig(widths=(16, 16), head_dim=8, emb_width=16)
+                                  unet=unet3d.UNetConfig(widths=(16,), head_dim=8, emb_width=32))
+    train.UPSCALER = unet3d.UNetConfig(widths=(16,), head_dim=8, emb_width=16)
     train.MEASURED = train.LOG_EVERY = 1
     train.write_samples = lambda *args: None
 
@@ -346,7 +346,8 @@ DAMAGES = [
     damage(["config", "vocabulary"], None), damage(["config", "vocabulary"], []),
     damage(["config", "size"], "64"), damage(["config", "predict"], "noise"),
     damage(["config", "vocabulary", 3], "\x1b[31mred"), damage(["config", "vocabulary", 3], 3),
-    damage(["config", "upscale", "widths"], [16]), damage(["ema"], []), damage(["ema"], {"a": 1})]
+    damage(["config", "upscale", "widths"], [16, 16]), damage(["ema"], []), damage(["ema"], {"a": 1})]
+NO_MODEL = damage(["model"], {})
 DAMAGED_RUNS = [
     damage(["progress"], (-1, 1)), damage(["settings", "seed"], None),
     damage(["settings", "batch_size"], None), damage(["settings", "amp"], None),
@@ -355,17 +356,26 @@ DAMAGED_RUNS = [
     damage(["settings", "batch_size"], 0), damage(["settings", "prompts"], [1]),
     damage(["optimizer", "state", 0, "exp_avg"], torch.zeros(7)),
     damage(["progress"], (9, 1)), damage(["progress"], ()), damage(["progress"], (0, None)),
-    damage(["settings"], {}), damage(["settings", "lr"], "fast"), damage(["model"], {}),
+    damage(["settings"], {}), damage(["settings", "lr"], "fast"), NO_MODEL,
     damage(["settings", "data_root"], 5), damage(["optimizer"], {"a": 1}), damage(["log"], 0),
     damage(["log", "sums"], torch.zeros(2)), damage(["log", "rows"], [["vae", 1]])]
+
+
+@pytest.fixture(scope="module")
+def models(whole):
+    with shrunk():
+        return train.read_run(whole / "checkpoint.pt")["models"]
 
 
 @pytest.mark.parametrize("main,change", [*((sample.main, change) for change in DAMAGES),
                                          *((train.main, change) for change in DAMAGES[::4]),
                                          *((train.main, change) for change in DAMAGED_RUNS)])
-def test_damaged_checkpoints_get_one_sentence_and_status_2(whole, tmp_path, capsys, main, change):
+def test_damaged_checkpoints_get_one_sentence_and_status_2(whole, models, tmp_path, monkeypatch,
+                                                           capsys, main, change):
     path = tmp_path / "checkpoint.pt"
     torch.save(change(torch.load(whole / "checkpoint.pt", weights_only=True)), path)
+    if change in DAMAGED_RUNS and change is not NO_MODEL:  # the networks are sound, and built once
+        monkeypatch.setattr(train, "restore", lambda saved, key, path: models[key == "ema"])
     before = path.read_bytes()
     arguments = (["a 3", "--checkpoint", str(path), "--out", str(tmp_path / "a.gif")]
                  if main is sample.main else ["--resume", "--out", str(tmp_path)])

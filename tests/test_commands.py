@@ -29,7 +29,7 @@ def shrink(monkeypatch):
     """Small networks under the tiny preset's name, and small strips: minutes become seconds."""
     monkeypatch.setitem(train.PRESETS, "tiny", train.PRESETS["tiny"] | dict(
         vae=vae.VAEConfig(widths=(8, 16, 16), blocks=1),
-        unet=unet3d.UNetConfig(widths=(16, 32), head_dim=8, emb_width=32)))
+        unet=unet3d.UNetConfig(widths=(16,), head_dim=8, emb_width=32)))
     monkeypatch.setattr(train, "PROMPTS", ("a 3 moving left",))
     monkeypatch.setattr(train, "MEASURED", 1)
     monkeypatch.setitem(sample.STEPS, "dpm", 2)
@@ -123,7 +123,7 @@ CHANGES = [["--vae-steps", "2"], ["--image-steps", "1"], ["--steps", "2"], ["--b
 @pytest.mark.parametrize("change", CHANGES, ids=" ".join)
 def test_every_training_flag_changes_something(trained, tmp_path, monkeypatch, change):
     monkeypatch.setitem(train.PRESETS, "base", train.PRESETS["tiny"] | dict(
-        unet=unet3d.UNetConfig(widths=(24, 32), head_dim=8, emb_width=32)))
+        unet=unet3d.UNetConfig(widths=(24,), head_dim=8, emb_width=32)))
     monkeypatch.setattr(train, "write_samples", lambda *args: None)
     assert train.main([*FEW, *change, "--out", str(tmp_path)]) == 0
     a, b = weights(trained), weights(tmp_path)

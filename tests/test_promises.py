@@ -105,10 +105,10 @@ def test_killed_at_random_moments_nothing_is_lost(whole, tmp_path, kills):
     seen, ended = [], 0
     while len(seen) < kills:
         process = start(*few)
-        for _ in range(1 + chance.randrange(3)):  # after 1, 2 or 3 steps and a moment more
+        for _ in range(1 + chance.randrange(6)):  # after 1 ... 6 of 10 steps and a moment more
             while process.stdout.readline() not in ("step\n", ""):
                 pass
-        time.sleep(chance.uniform(0, .4))
+        time.sleep(chance.uniform(0, .3))
         process.kill()
         if process.wait() == 0:  # faster than the kill: the end is as it should be; once more
             same(whole, out)

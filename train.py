@@ -376,8 +376,9 @@ class Log:
         if processes() > 1:  # of all processes' losses, the worst of each step
             every = [torch.empty_like(recent) for _ in range(processes())]
             dist.all_gather(every, recent)
-            worst = torch.stack(every)[..., 0].nan_to_num(torch.inf).argmax(0)
-            recent = torch.stack(every)[worst, torch.arange(len(recent))]
+            every = torch.stack(every)                                      # processes steps 3
+            worst = every[..., 0].nan_to_num(torch.inf).argmax(0)
+            recent = every[worst, torch.arange(len(recent))]
         recent = recent.cpu()
         loss_ok, norm_ok = recent[:, 0].isfinite(), recent[:, 1].isfinite()
         bad = (~(loss_ok & (norm_ok | scaler.is_enabled()))).nonzero().flatten().tolist()
@@ -566,8 +567,8 @@ def train_stages(run, saved):
             add_upscaler(run)
         first = step if k == begun else 0
         train_stage(stage, run, first, *optimizer_for(run, stage, saved if first else None))
-    half = {name: value.half().cpu() for name, value in run.ema.state_dict().items()}
     if rank() == 0:
+        half = {name: value.half().cpu() for name, value in run.ema.state_dict().items()}
         save(run.out / "weights.pt", {"config": run.config, "ema": half})  # all that sampling needs
 
 
@@ -749,13 +750,16 @@ def prepare(args, out, device):
         say(f"note: no {path} yet, so the run starts from the beginning")
     settings = settings_for(args, saved, device)
     source = source_for(args, settings, saved, out)
-    config = saved["config"] if saved else config_for(settings, source)
+    torch.manual_seed(settings["seed"])
+    if saved:
+        config, (model, ema) = saved["config"], saved["models"]
+    else:
+        config = config_for(settings, source)
+        model = build(config)
+        ema = copy.deepcopy(model)
     if getattr(source, "channels", 1) != config["vae"]["channels"]:
         raise UserError("the clips have changed between grey and colour since the run began: "
                         "begin another run with --out")
-    torch.manual_seed(settings["seed"])
-    model = saved["models"][0] if saved else build(config)
-    ema = saved["models"][1] if saved else copy.deepcopy(model)
     if args.compile:
         model.unet.compile()  # in place, so that saved names carry no _orig_mod. prefix
     (out / "samples").mkdir(exist_ok=True)

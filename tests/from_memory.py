@@ -8,10 +8,11 @@ not tell: a clip's subject, what its motion is, and how it could have begun.
 """
 
 import sys
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from einops import rearrange
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
@@ -21,23 +22,15 @@ from tasks import choose
 NUM = 2000  # as --export writes
 
 
-@dataclass
-class Hidden(data.Scenes):
-    """Scenes that tell no more than `data.FolderClips` does."""
+class Shown(data.FolderClips):
+    """What a folder of these scenes shows, without the folder: all 65 ticks, in 256 greys."""
 
-    def told(self):
-        """These scenes as a source's draw: motions unknown, captions in place of subjects."""
-        self.shown = replace(self)
-        self.motion, self.subjects = np.full((len(self.kind), 1), -2), self.captions
-        return self
-
-    def carry_on(self, pick, which):
-        return self
-
-    def render(self, ticks, device="cpu", scale=1):
-        ticks = ticks - np.min(ticks, -1, keepdims=True).clip(max=0)
-        x = data.Scenes.render(self.shown, ticks, device, scale)
-        return ((x + 1) * 127.5).round() / 127.5 - 1  # a file has 256 greys
+    def __init__(self, scenes):
+        ticks = np.arange(data.ACTION + 1)
+        parts = [choose(scenes, range(i, i + 100)).render(ticks) for i in range(0, NUM, 100)]
+        self.frames = torch.cat([((x + 1) * 127.5).round().byte() for x in parts])
+        self.frames = rearrange(self.frames, "n c f h w -> n f c h w").numpy()
+        self.captions = scenes.captions
 
 
 def main(argv):
@@ -46,10 +39,12 @@ def main(argv):
 
     def source(n, *, seed, start, **options):
         if not whole:
-            whole.append(make(NUM, **options))
+            scenes = make(NUM, **options)
+            whole.append(Shown(scenes) if hide else scenes)
+        if hide:
+            return whole[0](n, seed=seed, start=start)
         pick = data.Chooser(seed, "own clips", range(start, start + n))
-        scenes = choose(whole[0], pick.below("clip", NUM))
-        return Hidden(**vars(scenes)).told() if hide else scenes
+        return choose(whole[0], pick.below("clip", NUM))
 
     data.make_scenes = source
     return train.main([*argv, "--captions", "four"])

@@ -3,8 +3,8 @@
     python tests/tasks.py --checkpoint runs/base/checkpoint.pt --data-root DIR --num 128
 
 Prompts are "a 3 moving left" and the like, digits are test digits. Each part can be run alone:
-rates, fills, seams, carry, picture, samplers, best, larger, losses, unnamed; colours, for a run on the set
-that `python data.py --export DIR --colour` writes.
+rates, fills, seams, carry, picture, samplers, best, larger, losses, unnamed; colours, for a run on
+the set that `python data.py --export DIR --colour` writes.
 """
 
 import argparse

@@ -147,8 +147,8 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(whole, tmp_path, monkeypat
     assert "--resume" in capsys.readouterr().out and signal.getsignal(number) is before
     assert train.read_run(tmp_path / "checkpoint.pt")["progress"] == (stage, 1)
     assert train.main(["--resume", "--device", "cpu", "--out", str(tmp_path)]) == 0
-    a, b = (train.read_run(out / "checkpoint.pt")["ema"] for out in (whole, tmp_path))
-    assert all(torch.equal(a[k], b[k]) for k in a)
+    a, b = (train.read_run(out / "checkpoint.pt") for out in (whole, tmp_path))
+    assert all(torch.equal(a[key][k], b[key][k]) for key in ("model", "ema") for k in a[key])
     steps = [(row[0], row[1]) for row in rows(tmp_path)[1:]]
     assert steps == [("vae", "3"), ("stills", "2"), ("clips", "3"), ("upscale", "2")]
     want = {row[0]: [float(r[3]) for r in rows(whole) if r[0] == row[0]] for row in rows(whole)[1:]}
@@ -346,7 +346,8 @@ DAMAGES = [
     damage(["config", "vocabulary"], None), damage(["config", "vocabulary"], []),
     damage(["config", "size"], "64"), damage(["config", "predict"], "noise"),
     damage(["config", "vocabulary", 3], "\x1b[31mred"), damage(["config", "vocabulary", 3], 3),
-    damage(["config", "upscale", "widths"], [16, 16]), damage(["ema"], []), damage(["ema"], {"a": 1})]
+    damage(["config", "upscale", "widths"], [16, 16]), damage(["ema"], []),
+    damage(["ema"], {"a": 1})]
 NO_MODEL = damage(["model"], {})
 DAMAGED_RUNS = [
     damage(["progress"], (-1, 1)), damage(["settings", "seed"], None),

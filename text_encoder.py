@@ -86,7 +86,11 @@ class TextEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, d = config, config.width
+        # important: words and positions have one scale at birth. With N(0, 1) words, torch's default,
+        # positions are 2 % of the sum, "left then down" is "down then left", and training never
+        # mends it: turns stay a coin toss.
         self.word = nn.Embedding(config.vocabulary + 1, d)
+        nn.init.normal_(self.word.weight, std=0.02)
         self.position = nn.Parameter(0.02 * torch.randn(config.length, d))
         self.layers = nn.ModuleList(Layer(d, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)

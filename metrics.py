@@ -26,7 +26,8 @@ from torch import nn
 from tqdm import tqdm
 
 import data
-from data import KINDS, MOTIONS, SIZE, UserError, number
+from data import KINDS, MOTIONS, SIZE
+from support.console import UserError, number
 
 CLASSIFIER = Path(__file__).parent / "checkpoints" / "classifier.pt"
 INK = .25        # brightness in [0, 1] from which a pixel is ink: over noise, under thin strokes

@@ -28,8 +28,10 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from data import SIZE, UserError, check_clip_path, exit_status, fit, no_bombs, number, write_clip
+from data import SIZE
 from diffusion import SAMPLERS, Diffusion, T, guide
+from support.console import UserError, exit_status, number
+from support.video import check_clip_path, fit, no_bombs, write_clip
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import STRIDES, UNet3D, UNetConfig
 from vae import VAE, VAEConfig

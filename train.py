@@ -51,6 +51,8 @@ from data import UserError, number
 from diffusion import PREDICTIONS, SCHEDULES, T
 from sample import (CARRIED, DETAIL, PATCH, WINDOW, build, device_for, enlarge, generate,
                     read_checkpoint, restore, seeded, to_patches, upscale, upscaler)
+from support.own_clips import FolderClips
+from support.video import write_clip
 from text_encoder import TextConfig, words_of
 from unet3d import UNetConfig
 from vae import VAEConfig
@@ -426,7 +428,7 @@ def write_samples(run, stage, step, x):
                 strip = rearrange(torch.stack(pair), "two b c 1 h w -> two c b h w")
             else:
                 strip = generate(net, run.settings["prompts"], num_frames=16, seed=0)
-            data.write_clip(strip, run.out / "samples" / f"{stage}_{step:06d}_{name}.png")
+            write_clip(strip, run.out / "samples" / f"{stage}_{step:06d}_{name}.png")
     except (ImportError, OSError, UserError) as error:  # strips may be lost, but not the run
         print(f"note: no sample strips: {error}", file=sys.stderr)
 
@@ -438,7 +440,7 @@ class Run:
     """What the stages share."""
     out: Path
     settings: dict
-    source: object      # gives clips: `data.make_scenes`, or `data.FolderClips`
+    source: object      # gives clips: `data.make_scenes`, or `FolderClips`
     config: dict
     model: nn.Module
     ema: nn.Module
@@ -711,7 +713,7 @@ def source_for(args, settings, saved, out):
     if args.captions or args.digits or args.data_root or settings["upscale_steps"]:
         raise UserError("--captions, --digits, --data-root and --upscale-steps are only for "
                         f"{MADE}, whose truth is known: leave them out")
-    clips = first_alone(lambda: data.FolderClips(settings["data"], out))
+    clips = first_alone(lambda: FolderClips(settings["data"], out))
     say(clips.note, file=sys.stderr)
     if saved and saved["settings"].get("clips") != clips.fingerprint:
         if saved["settings"]["data"] != settings["data"]:

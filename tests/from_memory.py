@@ -17,12 +17,13 @@ from einops import rearrange
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import data
 import train
+from support.own_clips import FolderClips
 from tasks import choose
 
 NUM = 2000  # as --export writes
 
 
-class Shown(data.FolderClips):
+class Shown(FolderClips):
     """What a folder of these scenes shows, without the folder: all 65 ticks, in 256 greys."""
 
     def __init__(self, scenes):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import data
+from support import digits, video
 
 DIGITS = data.load_digits("train", "drawn")
 N = "(?:[0-9]|zero|one|two|three|four|five|six|seven|eight|nine)"
@@ -150,7 +151,7 @@ def test_pixels_and_shapes():
 def no_network(monkeypatch, tmp_path):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network")
-    monkeypatch.setattr(data.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(digits.urllib.request, "urlopen", refuse)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     data.load_digits.cache_clear()
     yield tmp_path
@@ -184,11 +185,11 @@ def test_a_download_is_checked_and_kept_whole(no_network, monkeypatch):
             raise reply
         return reply
 
-    monkeypatch.setattr(data.urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(digits.urllib.request, "urlopen", urlopen)
     sha256 = hashlib.sha256(good).hexdigest()
-    assert data.mnist_file("x.gz", sha256) is None          # a cut and a tampered download
-    assert data.mnist_file("x.gz", sha256) == good          # a good one, now in the cache
-    assert data.mnist_file("x.gz", sha256) == good          # no further reply is needed
+    assert digits.mnist_file("x.gz", sha256) is None          # a cut and a tampered download
+    assert digits.mnist_file("x.gz", sha256) == good          # a good one, now in the cache
+    assert digits.mnist_file("x.gz", sha256) == good          # no further reply is needed
     assert [p.name for p in (no_network / "cache" / "moving_mnist").iterdir()] == ["x.gz"]
 
 
@@ -198,7 +199,7 @@ def test_a_download_is_checked_and_kept_whole(no_network, monkeypatch):
 def test_gif_keeps_greys_frames_rate_and_loops(tmp_path, channels):
     g = torch.Generator().manual_seed(0)
     grey = torch.randint(0, 256, (1, 12, 32, 40), generator=g)
-    data.write_clip((grey / 127.5 - 1).expand(channels, -1, -1, -1), tmp_path / "a.gif", fps=10)
+    video.write_clip((grey / 127.5 - 1).expand(channels, -1, -1, -1), tmp_path / "a.gif", fps=10)
     back = imageio.imread(tmp_path / "a.gif", index=None)
     meta = imageio.immeta(tmp_path / "a.gif")
     assert back.shape[:3] == (12, 32, 40) and meta["duration"] == 100 and meta["loop"] == 0
@@ -210,14 +211,14 @@ def test_gif_keeps_greys_frames_rate_and_loops(tmp_path, channels):
 def test_a_gif_lasts_as_long_as_its_rate_says(tmp_path, fps):
     """Although its frames can only stand for whole hundredths of a second."""
     x = torch.rand(1, 16, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    data.write_clip(x, tmp_path / "a.gif", fps=fps)
+    video.write_clip(x, tmp_path / "a.gif", fps=fps)
     times = [imageio.immeta(tmp_path / "a.gif", index=k)["duration"] for k in range(16)]
     assert abs(sum(times) - 16_000 / fps) <= 5
 
 
 def test_mp4_keeps_frames_and_rate(tmp_path):
     x, _, _ = data.captioned_clips(1, digits=DIGITS)
-    data.write_clip(x, tmp_path / "a.mp4", fps=10)
+    video.write_clip(x, tmp_path / "a.mp4", fps=10)
     back = imageio.imread(tmp_path / "a.mp4", plugin="FFMPEG")
     assert back.shape == (32, 64, 64, 3)
     assert imageio.immeta(tmp_path / "a.mp4", plugin="FFMPEG")["fps"] == 10
@@ -227,19 +228,19 @@ def test_mp4_keeps_frames_and_rate(tmp_path):
 
 def test_png_is_a_strip_and_several_clips_are_a_grid(tmp_path):
     x, _, _ = data.captioned_clips(3, num_frames=16, digits=DIGITS)
-    data.write_clip(x, tmp_path / "a.png")
+    video.write_clip(x, tmp_path / "a.png")
     strip = imageio.imread(tmp_path / "a.png")
     assert strip.shape == (3 * 64, 16 * 64)
     frame = ((x[1, 0, 2] + 1) * 127.5).round().numpy()
     assert (strip[64:128, 128:192] == frame).all()
-    data.write_clip(x, tmp_path / "b.gif", fps=5)
+    video.write_clip(x, tmp_path / "b.gif", fps=5)
     assert imageio.imread(tmp_path / "b.gif", index=None).shape[:3] == (16, 132, 132)
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "nowhere/a.gif", "."])
 def test_paths_that_cannot_be_written_are_refused(tmp_path, name):
     with pytest.raises(data.UserError):
-        data.check_clip_path(tmp_path / name)
+        video.check_clip_path(tmp_path / name)
 
 
 def test_continued_scenes_start_anywhere_come_from_another_motion_and_stop_at_walls():

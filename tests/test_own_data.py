@@ -17,6 +17,7 @@ import data
 import metrics
 import sample
 import train
+from support import digits, own_clips, video
 import unet3d
 import vae
 
@@ -38,7 +39,7 @@ def ramp(path, frames=8, size=(64, 64), colour=(1, 1, 1), fps=10):
     grey = torch.arange(frames).float() * 16
     x = grey[:, None, None, None] * torch.tensor(colour)[:, None, None]
     x = x.expand(frames, 3, *size).movedim(1, 0) / 127.5 - 1
-    data.write_clip(x, path, fps=fps)
+    video.write_clip(x, path, fps=fps)
     return path
 
 
@@ -52,7 +53,7 @@ def levels(clips, which=0):
 
 
 def test_an_exported_folder_comes_back_with_the_same_pixels_at_the_same_ticks(exported, tmp_path):
-    clips = data.FolderClips(exported, tmp_path)
+    clips = own_clips.FolderClips(exported, tmp_path)
     truth = data.make_scenes(6, captions="four", digits=DIGITS)
     assert clips.captions == truth.captions and clips.channels == 1
     drawn = clips(9, seed=3)
@@ -65,7 +66,7 @@ def test_an_exported_folder_comes_back_with_the_same_pixels_at_the_same_ticks(ex
 
 
 def test_draws_depend_on_seed_and_index_only(exported, tmp_path):
-    clips = data.FolderClips(exported, tmp_path)
+    clips = own_clips.FolderClips(exported, tmp_path)
     whole = clips(40, seed=1)
     assert whole.captions[30:] == clips(10, seed=1, start=30).captions
     assert whole.captions != clips(40, seed=2).captions
@@ -76,7 +77,7 @@ def test_draws_depend_on_seed_and_index_only(exported, tmp_path):
                                              ("a.mp4", 13, 30), ("a.gif", 1, 10)])
 def test_a_clip_of_any_length_and_rate_is_one_action(tmp_path, name, frames, fps):
     captioned(tmp_path / "in" / name, frames=frames, fps=fps)
-    clips = data.FolderClips(tmp_path / "in", tmp_path / "out")
+    clips = own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
     want = 16 * np.minimum(ALL * frames // 64, frames - 1)
     assert abs(levels(clips) - want).max() <= (3 if name == "a.mp4" else 0)
 
@@ -85,16 +86,16 @@ def test_equal_frames_in_a_row_keep_their_time(tmp_path):
     """A GIF has them as one that is shown longer."""
     x = (torch.tensor([0, 0, 0, 255, 0, 0, 255, 255]) / 127.5 - 1)[None, :, None, None]
     (tmp_path / "a.txt").write_text("blinking")
-    data.write_clip(x.expand(1, 8, 64, 64), tmp_path / "a.gif")
+    video.write_clip(x.expand(1, 8, 64, 64), tmp_path / "a.gif")
     assert len(imageio.imread(tmp_path / "a.gif", index=None)) == 4
-    clips = data.FolderClips(tmp_path, tmp_path / "out")
+    clips = own_clips.FolderClips(tmp_path, tmp_path / "out")
     assert (levels(clips)[:64:8] == [0, 0, 0, 255, 0, 0, 255, 255]).all()
 
 
 def test_frames_are_fitted_as_pictures_are_and_all_is_said_once(tmp_path):
     captioned(tmp_path / "in" / "tall.gif", size=(90, 45))
     captioned(tmp_path / "in" / "wide.gif", size=(30, 60), frames=5)
-    clips = data.FolderClips(tmp_path / "in", tmp_path / "out")
+    clips = own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
     last = clips.frames[:, -1, 0]
     assert (last[0, :, 16:48] == 7 * 16).all() and not last[0, :, :16].any()
     assert (last[1, 16:48] == 4 * 16).all() and not last[1, :16].any()
@@ -104,16 +105,16 @@ def test_frames_are_fitted_as_pictures_are_and_all_is_said_once(tmp_path):
 
 def test_one_colour_clip_makes_all_three_channels_and_grey_mp4_stays_grey(tmp_path):
     captioned(tmp_path / "in" / "a.mp4")
-    assert data.FolderClips(tmp_path / "in", tmp_path / "out").channels == 1
+    assert own_clips.FolderClips(tmp_path / "in", tmp_path / "out").channels == 1
     captioned(tmp_path / "in" / "b.gif", colour=(1, .5, 0))
-    clips = data.FolderClips(tmp_path / "in", tmp_path / "out")
+    clips = own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
     assert clips.channels == 3 and clips(2).render(ALL).shape == (2, 3, 65, 64, 64)
     assert (clips.frames[1, -1, :, 32, 32] == [112, 56, 0]).all()
     assert np.ptp(clips.frames[0, -1, :, 32, 32]) == 0
 
 
 def test_windows_that_begin_before_a_clip_are_moved_to_its_begin(exported, tmp_path):
-    drawn = data.FolderClips(exported, tmp_path)(2)
+    drawn = own_clips.FolderClips(exported, tmp_path)(2)
     ticks = np.stack([np.arange(17) * 4 - 12, np.arange(17) * 2])
     x = drawn.render(ticks)
     assert torch.equal(x[0], drawn.render(np.arange(17) * 4)[0])
@@ -141,7 +142,7 @@ def test_captions_are_found_for_files_in_sub_folders_whatever_their_names(tmp_pa
     else:
         (root / "metadata.csv").write_text("text,file_name\n" + "".join(
             f'"{text}","{name}"\n' for name, text in texts.items()), encoding="utf-8-sig")
-    clips = data.FolderClips(root, tmp_path / "out")
+    clips = own_clips.FolderClips(root, tmp_path / "out")
     by_length = {levels(clips, k)[-1] // 16: caption for k, caption in enumerate(clips.captions)}
     assert by_length == {k: f"ramp {k}, “ü" for k in range(len(NAMES))}
     assert not list(tmp_path.rglob("owned"))
@@ -150,13 +151,13 @@ def test_captions_are_found_for_files_in_sub_folders_whatever_their_names(tmp_pa
 def test_metadata_in_a_sub_folder_names_files_from_there(tmp_path):
     ramp(tmp_path / "train" / "a.gif")
     (tmp_path / "train" / "metadata.csv").write_text("file_name,text\n../train/a.gif,a ramp\n")
-    assert data.FolderClips(tmp_path, tmp_path / "out").captions == ["a ramp"]
+    assert own_clips.FolderClips(tmp_path, tmp_path / "out").captions == ["a ramp"]
 
 
 def test_captions_keep_printable_words_only_and_no_more_than_fit(tmp_path):
     captioned(tmp_path / "a.gif", "a \x1b[31mred\x07 3,\n moving! ")
     captioned(tmp_path / "b.gif", "so " * 100)
-    clips = data.FolderClips(tmp_path, tmp_path / "out")
+    clips = own_clips.FolderClips(tmp_path, tmp_path / "out")
     assert clips.captions == ["a [31mred 3, moving", " ".join(["so"] * 64)]
 
 
@@ -173,7 +174,7 @@ def test_captions_keep_printable_words_only_and_no_more_than_fit(tmp_path):
 def test_wrong_metadata_names_the_file_and_the_line(tmp_path, name, text, line):
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(data.UserError, match=rf"{name}, line {line}: "):
-        data.FolderClips(tmp_path, tmp_path / "out")
+        own_clips.FolderClips(tmp_path, tmp_path / "out")
 
 
 # ---- what is left out ----------------------------------------------------------------------------
@@ -191,9 +192,9 @@ def test_nothing_outside_the_folder_is_read(tmp_path, monkeypatch):
     (root / "metadata.jsonl").write_text("\n".join(
         json.dumps({"file_name": name, "text": "a secret"}) for name in names))
     opened = []
-    read = data.read_clip
-    monkeypatch.setattr(data, "read_clip", lambda path: opened.append(path) or read(path))
-    clips = data.FolderClips(root, tmp_path / "out")
+    read = own_clips.read_clip
+    monkeypatch.setattr(own_clips, "read_clip", lambda path: opened.append(path) or read(path))
+    clips = own_clips.FolderClips(root, tmp_path / "out")
     assert clips.captions == ["a ramp"] and opened == [root / "good.gif"]
     said = clips.note
     assert "'link.gif' " in said and "'../secret.gif' " in said and said.count("\n") == 1
@@ -232,7 +233,7 @@ def test_files_that_cannot_be_read_are_listed_and_skipped(tmp_path, capfd):
     (root / "no clip.txt").write_text("a caption")
     (root / "no words.gif").write_bytes(b"")
     (root / "no words.txt").write_text(" ?! ")
-    clips = data.FolderClips(root, tmp_path / "out")
+    clips = own_clips.FolderClips(root, tmp_path / "out")
     assert clips.captions == ["a ramp"]
     said = clips.note
     assert said.count("\n") == 1 and "Traceback" not in said and " more" in said
@@ -258,16 +259,16 @@ def test_no_program_is_started_for_a_picture_that_is_one(tmp_path, monkeypatch):
 
 
 def test_too_many_frames_or_pixels_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "MAX_FRAMES", 7)
+    monkeypatch.setattr(own_clips, "MAX_FRAMES", 7)
     captioned(tmp_path / "in" / "a.gif")
     with pytest.raises(data.UserError, match="a.gif.*more than 7 frames"):
-        data.FolderClips(tmp_path / "in", tmp_path / "out")
-    monkeypatch.setattr(data, "MAX_FRAMES", 8)
-    data.FolderClips(tmp_path / "in", tmp_path / "out")
+        own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
+    monkeypatch.setattr(own_clips, "MAX_FRAMES", 8)
+    own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
     for name in ("large.gif", "large.mp4"):
-        monkeypatch.setattr(data, "MAX_PIXELS", 64 * 64 - 1)
+        monkeypatch.setattr(own_clips, "MAX_PIXELS", 64 * 64 - 1)
         with pytest.raises(Exception, match="pixel"):
-            data.read_clip(ramp(tmp_path / name))
+            own_clips.read_clip(ramp(tmp_path / name))
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
@@ -291,9 +292,9 @@ def test_a_frame_larger_than_the_header_says_is_refused(tmp_path, monkeypatch):
     content = bytearray((tmp_path / "in" / "a.gif").read_bytes())
     content[6:10] = struct.pack("<HH", 8, 8)
     (tmp_path / "in" / "a.gif").write_bytes(content)
-    monkeypatch.setattr(data, "MAX_PIXELS", 64)
+    monkeypatch.setattr(own_clips, "MAX_PIXELS", 64)
     with pytest.raises(data.UserError, match="a.gif.*too many pixels"):
-        data.FolderClips(tmp_path / "in", tmp_path / "out")
+        own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
 
 
 def test_a_caption_beside_clips_serves_them_all_and_a_bad_one_leaves_its_clip_out(tmp_path):
@@ -303,18 +304,18 @@ def test_a_caption_beside_clips_serves_them_all_and_a_bad_one_leaves_its_clip_ou
     (tmp_path / "b.txt").write_bytes("ein schöner".encode("latin-1"))
     (tmp_path / "c.txt").write_text("not this")
     (tmp_path / "metadata.csv").write_text("file_name,text\nc.gif,but this\n")
-    clips = data.FolderClips(tmp_path, tmp_path / "out")
+    clips = own_clips.FolderClips(tmp_path, tmp_path / "out")
     assert sorted(clips.captions) == ["a ramp", "a ramp", "but this"]
     assert "'b.gif' has a caption that cannot be read as UTF-8" in clips.note
 
 
 def test_no_clip_at_all_is_an_error_that_lists_why(tmp_path):
     with pytest.raises(data.UserError, match="no GIF or MP4"):
-        data.FolderClips(tmp_path, tmp_path / "out")
+        own_clips.FolderClips(tmp_path, tmp_path / "out")
     (tmp_path / "a.gif").write_text("broken")
     (tmp_path / "a.txt").write_text("a clip")
     with pytest.raises(data.UserError, match="'a.gif' cannot be read"):
-        data.FolderClips(tmp_path, tmp_path / "out")
+        own_clips.FolderClips(tmp_path, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -322,26 +323,26 @@ def test_no_clip_at_all_is_an_error_that_lists_why(tmp_path):
 
 def test_clips_are_decoded_once_and_again_when_a_file_changes(tmp_path, monkeypatch):
     captioned(tmp_path / "in" / "a.gif")
-    first = data.FolderClips(tmp_path / "in", tmp_path / "out").frames[:].copy()
-    decode, calls = data.decode, []
-    monkeypatch.setattr(data, "decode", lambda *a: calls.append(a) or decode(*a))
-    again = data.FolderClips(tmp_path / "in", tmp_path / "out")
+    first = own_clips.FolderClips(tmp_path / "in", tmp_path / "out").frames[:].copy()
+    decode, calls = own_clips.decode, []
+    monkeypatch.setattr(own_clips, "decode", lambda *a: calls.append(a) or decode(*a))
+    again = own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
     assert not calls and (again.frames == first).all() and "1 grey" in again.note
     captioned(tmp_path / "in" / "a.gif", frames=4)
-    changed = data.FolderClips(tmp_path / "in", tmp_path / "out")
+    changed = own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
     assert len(calls) == 1 and not (changed.frames == first).all()
     (tmp_path / "in" / "a.txt").write_text("another ramp")
-    assert data.FolderClips(tmp_path / "in", tmp_path / "out").captions == ["another ramp"]
+    assert own_clips.FolderClips(tmp_path / "in", tmp_path / "out").captions == ["another ramp"]
     for damaged in ("clips.u8", "clips.json"):
         (tmp_path / "out" / damaged).write_bytes(b"{")
-        assert (data.FolderClips(tmp_path / "in", tmp_path / "out").frames == changed.frames).all()
+        assert (own_clips.FolderClips(tmp_path / "in", tmp_path / "out").frames == changed.frames).all()
 
 
 @pytest.mark.parametrize("moment", range(5))
 def test_killed_at_any_moment_the_next_start_is_right(tmp_path, monkeypatch, moment):
     """Killed while decoding, or before or after any of the last three steps on the disk."""
     captioned(tmp_path / "in" / "a.gif", frames=3)
-    data.FolderClips(tmp_path / "in", tmp_path / "out")      # an older state, to be replaced
+    own_clips.FolderClips(tmp_path / "in", tmp_path / "out")      # an older state, to be replaced
     captioned(tmp_path / "in" / "a.gif", frames=4)
     captioned(tmp_path / "in" / "b.gif", frames=5)
     steps = iter(range(9))
@@ -354,20 +355,20 @@ def test_killed_at_any_moment_the_next_start_is_right(tmp_path, monkeypatch, mom
         return do
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "read_clip", killing(data.read_clip))
+        patch.setattr(own_clips, "read_clip", killing(own_clips.read_clip))
         for name in ("replace", "write_text"):
-            patch.setattr(data.Path, name, killing(getattr(data.Path, name)))
+            patch.setattr(own_clips.Path, name, killing(getattr(own_clips.Path, name)))
         with pytest.raises(KeyboardInterrupt):
-            data.FolderClips(tmp_path / "in", tmp_path / "out")
-    clips = data.FolderClips(tmp_path / "in", tmp_path / "out")
+            own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
+    clips = own_clips.FolderClips(tmp_path / "in", tmp_path / "out")
     assert [levels(clips, k)[-1] for k in (0, 1)] == [3 * 16, 4 * 16]
 
 
 def test_a_full_disk_is_said_before_decoding(tmp_path, monkeypatch, exported):
     usage = type("usage", (), {"free": 10**6})
-    monkeypatch.setattr(data.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(own_clips.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(data.UserError, match="0.00 GB.*--out"):
-        data.FolderClips(exported, tmp_path)
+        own_clips.FolderClips(exported, tmp_path)
 
 
 # ---- the commands --------------------------------------------------------------------------------
@@ -437,7 +438,7 @@ def test_a_colour_set_is_written_trains_and_is_sampled_in_colour(small, tmp_path
     assert shlex.quote(str(folder)) in capsys.readouterr().out
     x, captions, _ = data.captioned_clips(6, num_frames=65, captions="four", digits=DIGITS,
                                           colour=True)
-    clips = data.FolderClips(folder, out)
+    clips = own_clips.FolderClips(folder, out)
     assert clips.captions == captions and {c.split()[1] for c in captions} <= {*data.COLOURS}
     off = clips.frames - ((x + 1) * 127.5).numpy().swapaxes(1, 2)
     assert abs(off).max() <= 2
@@ -476,7 +477,7 @@ def test_bad_folders_get_one_sentence_and_status_2(arguments, exported, tmp_path
     (tmp_path / "broken" / "a.gif").write_text("broken")
     (tmp_path / "broken" / "metadata.csv").write_text("file_name,text\na.gif,a clip\n")
     (tmp_path / "wrong" / "metadata.jsonl").write_text("{")
-    (tmp_path / "damaged" / data.MNIST["train"][0][0]).write_bytes(b"\x1f\x8b broken")
+    (tmp_path / "damaged" / digits.MNIST["train"][0][0]).write_bytes(b"\x1f\x8b broken")
     drawn = ["--digits", "drawn"] * (arguments[0] == "data" and "--data-root" not in arguments)
     try:
         status = {"train": train.main, "data": data.main}[arguments[0]](arguments[1:] + drawn)

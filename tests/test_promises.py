@@ -188,7 +188,7 @@ def test_lost_strips_are_no_lost_run(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(train, "write_samples", WRITE_SAMPLES)
     monkeypatch.setitem(sample.STEPS, "dpm", 1)
-    monkeypatch.setattr(data, "write_clip", full)
+    monkeypatch.setattr(train, "write_clip", full)
     assert train.main([*FEW, "--out", str(tmp_path)]) == 0
     assert "no sample strips: No space left" in capsys.readouterr().err
 

@@ -1,0 +1,60 @@
+"""What all commands share: an error the user can mend is one sentence and exit status 2."""
+
+import argparse
+import errno
+import re
+import sys
+import unicodedata
+
+
+class UserError(Exception):
+    """Something the user can mend: commands print its one sentence and exit with status 2."""
+
+
+def exit_status(work):
+    """Do a command's work() and return its exit status: 0, or 2 after one sentence on stderr for
+    what the user can mend (`UserError`, files that cannot be read or written, no memory left)."""
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a caption's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        work()
+        return 0
+    except KeyboardInterrupt:
+        print("\nstopped at once; files written before are intact", file=sys.stderr)
+        return 130
+    except (UserError, OSError) as error:
+        sentence = in_words(error)
+    except (RuntimeError, MemoryError) as error:  # devices have no common exception for it
+        full = isinstance(error, MemoryError) or re.search("out of memory|can't alloc", str(error))
+        if not full:
+            raise
+        sentence = "out of memory: lower --batch-size, or --num where clips are made"
+    print(f"error: {printable(sentence)}", file=sys.stderr)
+    return 2
+
+
+def in_words(error):
+    """An exception as a sentence; a full disk says that it is full."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if getattr(error, "errno", None) in full or "No space left" in str(error):
+        name = getattr(error, "filename", None)
+        return f"the disk is full{f' ({name})' if name else ''}: make room, then try again"
+    return str(error)
+
+
+def printable(text):
+    """Text from files and prompts without what could command a terminal or reorder its line:
+    control characters (ESC) and marks of direction become spaces; line breaks stay."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") and c != "\n" else c
+                   for c in str(text))
+
+
+def number(kind, low, high):
+    """An argparse type: an int or float in low ... high, or one sentence that says so."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high:  # also true of nan
+            raise argparse.ArgumentTypeError(f"{text} is not in {low} ... {high}")
+        return value
+    parse.__name__ = {int: "whole number", float: "number"}[kind]
+    return parse

@@ -3,8 +3,9 @@
 A network that can tell how much noise is in x can also take some away. Training: mix data with
 noise at a random level t and ask for the noise back. Sampling: start from pure noise x_T and step
 down the levels; at each, the network's guess of x0 says where to go. "Ancestral" steps also add a
-little fresh noise, as the true reverse process does; DDIM and DPM-Solver++ follow its mean path, an
-ODE whose clock is the half log-SNR, log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)).
+little fresh noise, as the true reverse process does. DDIM and DPM-Solver++ add none: they follow
+the probability-flow ODE, which ends in the same distribution; its clock is the half log-SNR,
+log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)).
 
 Everything here sees the network only as a function model(x, t) -> prediction, so a closed form or
 another library's network can be put in its place. x is whatever is diffused, of any shape (b ...);
@@ -19,9 +20,11 @@ timesteps (Lin et al. 2024, 2305.08891).
 Run `python diffusion.py` to see the samplers land on a Gaussian whose ideal denoiser is known.
 """
 
+import math
+
 import torch
 
-T = 1000  # noise levels, as in every paper above
+T = 1000  # noise levels (DDPM section 4)
 
 
 def linear_alpha_bar(beta_first=1e-4, beta_last=0.02):
@@ -60,6 +63,18 @@ def timesteps(steps):
     return [round(T - T * i / steps) - 1 for i in range(steps)]
 
 
+def jumps(steps):
+    """The sampler's (t, t_prev): from each level to the next, less noisy one; at last to -1, which
+    means no noise at all."""
+    levels = timesteps(steps)
+    return list(zip(levels, levels[1:] + [-1]))
+
+
+def every(x, t):
+    """The level t for every sample of x (b ...): (b,), as networks expect it."""
+    return torch.full(x.shape[:1], t, device=x.device)
+
+
 class Diffusion:
     """A schedule and the meaning of the network's output: what training and sampling must share.
 
@@ -78,11 +93,14 @@ class Diffusion:
     # ---- the process, and three names for one prediction -----------------------------------------
 
     def _scales(self, t, like):
-        """a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t), shaped to multiply `like` (b ...).
+        """a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t): for levels t (b,) shaped to multiply
+        `like` (b ...), for one level t, an int that all share, two numbers.
 
         important: the tables are float64 and cast last. In float32, 1 - alpha_bar loses its digits
-        near t = 0.
+        near t = 0, and with them the small variances of the last steps.
         """
+        if isinstance(t, int):
+            return self.signal[t].item(), self.noise[t].item()
         shape = -1, *[1] * (like.ndim - 1)
         return (table.to(like.dtype).to(like.device)[t].reshape(shape)
                 for table in (self.signal, self.noise))
@@ -122,57 +140,6 @@ class Diffusion:
         weight = torch.ones_like(error) if weight is None else weight.expand_as(error)
         return (error * weight).flatten(1).sum(1) / weight.flatten(1).sum(1).clamp(min=1)
 
-    def from_x0(self, x0, xt, t):
-        """The prediction that means this x0 at xt: what `to_x0_eps` undoes."""
-        a, s = self._scales(t, xt)
-        return self.target(x0, t, (xt - a * x0) / s)
-
-    # ---- parts of x that are known, for a model never trained with known parts -------------------
-
-    def replacement(self, model, known, mask, eps):
-        """The model with xt's known part (mask True) replaced by noised truth (Song et al. 2021,
-        score SDE, 2011.13456, app. I.2). The rest is denoised beside it, but nothing tells it to
-        agree, unless the model was trained to see what is known."""
-        def predict(x, t):
-            return model(torch.where(mask, self.q_sample(known, t, eps), x), t)
-        return predict
-
-    def reconstruction(self, model, known, mask, eps, weight=2.0):
-        """Reconstruction guidance (Video Diffusion Models, section 3.1 and Eq. 7): replacement, and
-        x0 of the unknown part moves against the gradient of the known part's error:
-
-            x0_b <- x0_b - weight a/2 d/dx_b |known - x0_a|^2
-        """
-        def predict(x, t):
-            with torch.enable_grad():
-                x = torch.where(mask, self.q_sample(known, t, eps), x).requires_grad_()
-                x0, _ = self.to_x0_eps(model(x, t), x, t)
-                error = ((x0 - known) ** 2 * mask).sum()
-                gradient, = torch.autograd.grad(error, x)
-            a, _ = self._scales(t, x)
-            x0 = x0 - torch.where(mask, 0, weight * a / 2 * gradient)
-            return self.from_x0(x0, x, t).detach()
-        return predict
-
-    # ---- samplers: one signature, sampler(model, x_T, steps) -> x0 -------------------------------
-
-    def _chain(self, x_T, steps):
-        """Yield (step, t, t_prev) as (b,) tensors: t_prev is the next, less noisy level or -1."""
-        levels = timesteps(steps) + [-1]
-        for i in range(steps):
-            yield i, *(torch.full(x_T.shape[:1], level, device=x_T.device)
-                       for level in levels[i:i + 2])
-
-    @torch.no_grad()
-    def ddpm(self, model, x_T, steps, noise=torch.randn_like):
-        """Ancestral sampling (DDPM Alg. 2) on the respaced chain, its posterior variance β̃."""
-        x = x_T
-        for _, t, t_prev in self._chain(x_T, steps):
-            x0, _ = self.to_x0_eps(model(x, t), x, t)
-            mean, variance = self.posterior(x0, x, t, t_prev)
-            x = mean + variance.sqrt() * noise(x)  # the last step has variance 0: it adds no noise
-        return x
-
     def posterior(self, x0, xt, t, t_prev):
         """Mean and variance of q(x_prev | xt, x0)   (DDPM Eq. 6 and 7), for any t_prev < t."""
         a, s = self._scales(t, xt)
@@ -181,15 +148,28 @@ class Diffusion:
         mean = (a_prev * (1 - alpha) * x0 + (a / a_prev) * s_prev ** 2 * xt) / s ** 2
         return mean, s_prev ** 2 / s ** 2 * (1 - alpha)
 
+    # ---- samplers: one signature, sampler(model, x_T, steps) -> x0 -------------------------------
+
+    @torch.no_grad()
+    def ddpm(self, model, x_T, steps, noise=torch.randn_like):
+        """Ancestral sampling (DDPM Alg. 2) on the respaced chain, its posterior variance β̃."""
+        x = x_T
+        for t, t_prev in jumps(steps):
+            x0, _ = self.to_x0_eps(model(x, every(x, t)), x, t)
+            mean, variance = self.posterior(x0, x, t, t_prev)
+            x = mean + variance ** 0.5 * noise(x)  # variance 0 in the last step: it adds no noise
+        return x
+
     @torch.no_grad()
     def ddim(self, model, x_T, steps, eta=0.0, noise=torch.randn_like):
         """DDIM (Song et al. Eq. 12 and 16): deterministic at eta 0, DDPM's variance at eta 1."""
         x = x_T
-        for _, t, t_prev in self._chain(x_T, steps):
-            x0, eps = self.to_x0_eps(model(x, t), x, t)
+        for t, t_prev in jumps(steps):
+            x0, eps = self.to_x0_eps(model(x, every(x, t)), x, t)
             a_prev, s_prev = self._scales(t_prev, x)
-            sigma = eta * self.posterior(x0, x, t, t_prev)[1].sqrt()
-            x = a_prev * x0 + (s_prev ** 2 - sigma ** 2).clamp(min=0).sqrt() * eps
+            _, variance = self.posterior(x0, x, t, t_prev)
+            sigma = eta * variance ** 0.5
+            x = a_prev * x0 + max(0.0, s_prev ** 2 - sigma ** 2) ** 0.5 * eps
             if eta:
                 x = x + sigma * noise(x)
         return x
@@ -199,21 +179,19 @@ class Diffusion:
         """DPM-Solver++(2M) (Lu et al. 2022 Alg. 2), the midpoint form: second order in the
         half log-SNR λ = log(√ᾱ / √(1−ᾱ)), first order at the first and the last step."""
         x, x0_last, h_last = x_T, None, None  # each step: x' = s'/s·x − a'·(e⁻ʰ − 1)·D
-        for i, t, t_prev in self._chain(x_T, steps):
+        for t, t_prev in jumps(steps):
+            x0, _ = self.to_x0_eps(model(x, every(x, t)), x, t)
+            if t_prev == -1:
+                return x0                  # λ is infinite at ᾱ = 1: all that is left is x0
             a, s = self._scales(t, x)
             a_prev, s_prev = self._scales(t_prev, x)
-            x0, _ = self.to_x0_eps(model(x, t), x, t)
-            if i == steps - 1:
-                x = x0                     # λ is infinite at ᾱ = 1: all that is left is x0
-                continue
-            h = (a_prev / s_prev).log() - (a / s).log()
+            h = math.log(a_prev / s_prev) - math.log(a / s)
             d = x0                         # x0 at the middle of the step, by extrapolation
-            if i > 0:
+            if x0_last is not None:
                 r = h / (2 * h_last)
                 d = (1 + r) * x0 - r * x0_last
-            x = s_prev / s * x - a_prev * torch.expm1(-h) * d
+            x = s_prev / s * x - a_prev * math.expm1(-h) * d
             x0_last, h_last = x0, h
-        return x
 
 
 if __name__ == "__main__":

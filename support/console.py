@@ -58,3 +58,31 @@ def number(kind, low, high):
         return value
     parse.__name__ = {int: "whole number", float: "number"}[kind]
     return parse
+
+
+def one_of(*names):
+    """An argparse type: one of some names. Unlike argparse's choices it checks defaults, too."""
+    def parse(text):
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(names)}")
+        return text
+    parse.__name__ = "|".join(names)
+    return parse
+
+
+SEED = number(int, 0, 2**63 - 1)
+DEVICE = one_of("auto", "cpu", "cuda", "mps")
+DIGITS = one_of("auto", "mnist", "drawn")
+
+
+def add_flags(parser, rows):
+    """Add a command's flags to its parser; a row each: names, type, default, help. Type bool is a
+    switch; a default of None has its meaning in the help."""
+    for names, kind, default, text in rows:
+        if kind is bool:
+            parser.add_argument(*names.split(), action="store_true", help=text)
+        else:
+            shown = "" if default is None else f" (default: {default})"
+            parser.add_argument(*names.split(), type=kind, default=default, help=text + shown,
+                                metavar=kind.__name__ if "|" in kind.__name__ else "X")
+    return parser

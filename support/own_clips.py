@@ -1,199 +1,235 @@
-"""A folder of the user's clips as a source of clips, in the place of captioned Moving MNIST."""
+"""A folder of the user's clips as a source of clips, in the place of captioned Moving MNIST.
 
-import copy
+    clips = FolderClips("holidays")          # with captions in metadata.csv or .jsonl, or in .txt
+    draws = clips(8, seed=0)                 # which clips, which captions, where windows begin
+    x = draws.render(np.arange(0, 65, 4))    # (n c f 64 64) in [-1, 1], 20 ticks a second
+
+A window of 3.2 s begins anywhere in a longer clip; a shorter clip is stretched. Each is decoded
+once into a file of the user's cache, which all runs share; a killed one goes on with what is there.
+"""
+
 import csv
 import fileinput
 import hashlib
 import json
 import os
 import re
-import shutil
-from itertools import chain
+import subprocess
+import uuid
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from einops import rearrange
 from tqdm import tqdm
 
-from data import ACTION, SIZE, Chooser
-from support.console import UserError
-from support.video import fit, no_bombs
+from support.console import UserError, printable
 
-MAX_FRAMES = 2000           # of a clip
-MAX_PIXELS = 4096 * 4096    # of a frame; more would rather be an attack on memory
-MAX_WORDS = 64              # of a caption; the rest is cut
-GREY = 16                   # largest difference of a pixel's channels in a grey clip (MP4 is lossy)
-
-
-def read_clip(path):
-    """A GIF or MP4 file -> what it shows at ticks 0 ... 64 (65 c=3 h w) uint8, its number of frames
-    and size "WxH". It is one action, whatever its length and rate: frame k of n equally long ones
-    stands from tick 64 k/n on. Raises `UserError`, and for damaged files whatever imageio does."""
-    import imageio.v3 as imageio
-    gif, frames, shown = path.suffix.lower() == ".gif", [], []
-    with open(path, "rb") as file:
-        head = file.read(10)
-    # important: no other formats; Pillow runs PostScript, ffmpeg follows play lists to other files
-    if gif and head[:6] not in (b"GIF87a", b"GIF89a"):
-        raise UserError("no GIF")
-    if gif and np.frombuffer(head[6:], "<u2").prod(dtype=int) > MAX_PIXELS:
-        raise UserError("too many pixels")
-    mp4 = ["-f", "mov", "-max_pixels", str(MAX_PIXELS)]
-    with no_bombs(), imageio.imopen(path, "r", plugin="pillow" if gif else "FFMPEG") as file:
-        for frame in file.iter(mode="RGB") if gif else file.iter(input_params=mp4):
-            if len(frames) == MAX_FRAMES:
-                raise UserError(f"more than {MAX_FRAMES} frames")
-            if frame[..., 0].size > MAX_PIXELS:  # a GIF's frame may be larger than its header says
-                raise UserError("too many pixels")
-            # a GIF has equal frames in a row as one, shown longer; browsers take 0 ms as 100
-            shown.append(gif and file.metadata(index=len(frames)).get("duration") or 100)
-            frames.append(fit(frame).round().byte())
-    end = np.cumsum(shown)                                                           # n
-    now = np.searchsorted(ACTION * end, np.arange(ACTION + 1) * end[-1], side="right")
-    frames = torch.stack(frames)[now.clip(max=len(end) - 1)]
-    return frames, len(end), f"{frame.shape[1]}x{frame.shape[0]}"
+SIZE, ACTION, PAST = 64, 64, 12  # pixels a side; ticks of an action, and before a continuation
+KINDS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
+MAX_SECONDS, MAX_PIXELS = 600, 2 ** 34  # of a clip, in all its frames: ffmpeg takes two minutes
+MAX_WORDS = 64   # of a caption; the rest is cut
+GREY = 16        # largest difference of a pixel's channels in a grey clip (MP4 is lossy)
+# important: ffmpeg goes by the content, whatever the name, and would follow play lists elsewhere
+SAFE = ["-nostdin", "-protocol_whitelist", "file", "-format_whitelist", "mov,matroska,avi,gif",
+        "-max_pixels", str(4096 ** 2), "-t", str(MAX_SECONDS)]
 
 
-def caption_rows(path):
-    """(clip, caption) pairs of a metadata.csv or metadata.jsonl (the Hugging Face folder
-    convention); `UserError` for a wrong one."""
-    with fileinput.FileInput(path, encoding="utf-8-sig", errors="replace") as lines:
-        try:
-            for row in (csv.DictReader(lines, strict=True) if path.suffix == ".csv" else
-                        map(json.loads, filter(str.strip, lines))):
-                if "\ufffd" in row["text"] + "":  # must be a string, and UTF-8
+def read_clip(path, crop):
+    """A file -> frames (n c 64 64) uint8, 20 a second, c = 1 if all are grey, else 3: with black
+    around, or the middle square. Of a damaged file what is left; ValueError if that is nothing."""
+    import imageio_ffmpeg  # only here: training on a machine without it still works
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), *SAFE, "-i", path]
+    said = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).stderr
+    # the largest of what it says: a title that reads like a size makes no clip look smaller
+    pixels = max((int(w) * int(h) for w, h in re.findall(rb"Video: .*?, (\d+)x(\d+)", said)),
+                 default=0)
+    if not pixels:
+        raise ValueError("ffmpeg finds no clip in it")
+    rate = max(map(float, re.findall(rb"([\d.]+) fps", said)), default=0)
+    for h, m, s in re.findall(rb"Duration: (\d+):(\d+):([\d.]+)", said):
+        seconds = 3600 * int(h) + 60 * int(m) + float(s)
+        if seconds > MAX_SECONDS or seconds * rate * pixels > MAX_PIXELS:
+            raise ValueError(f"over {MAX_SECONDS} s, or {MAX_PIXELS:,} pixels in all its frames")
+    # pictures may begin later than their sound: setpts has them begin at 0
+    fit = "increase,crop={0}:{0}" if crop else "decrease,format=rgba,pad={0}:{0}:-1:-1"
+    filters = (f"trim=end_frame={MAX_PIXELS // pixels},"  # files may lie about their length
+               f"setpts=PTS-STARTPTS,fps=20,scale={SIZE}:{SIZE}:flags=bilinear:"
+               f"force_original_aspect_ratio={fit.format(SIZE)}")
+    command += ["-v", "error", "-map", "0:v:0", "-vf", filters, "-pix_fmt", "rgba"]
+    done = subprocess.run([*command, "-f", "rawvideo", "-"], stdin=subprocess.DEVNULL,
+                          capture_output=True)
+    if done.returncode or not done.stdout:
+        raise ValueError("ffmpeg: " + done.stderr.decode(errors="replace").split("\n")[0])
+    rgba = np.frombuffer(done.stdout, np.uint8).reshape(-1, SIZE, SIZE, 4)
+    x = rgba[..., :3] * (rgba[..., 3:] > 127)  # what is transparent is black
+    if (x.max(-1) - x.min(-1)).max() <= GREY:
+        x = ((x.sum(-1, dtype=np.uint16) + 1) // 3).astype(np.uint8)[..., None]  # mean, rounded
+    return np.moveaxis(x, -1, 1)
+
+
+def decoded(path, crop):
+    """The file of the cache that holds a clip's frames, made now unless it is there, and their
+    shape (n c 64 64). ValueError as `read_clip`; UserError where it cannot be written."""
+    about = path.stat()
+    name = repr((str(path.resolve()), about.st_size, about.st_mtime_ns, crop, SIZE, GREY))
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "own_clips"
+    file = cache / (hashlib.sha256(name.encode()).hexdigest() + ".npy")
+    try:
+        return file, np.load(file, mmap_mode="r").shape
+    except (OSError, ValueError):  # none yet, or damaged
+        frames = read_clip(path, crop)
+    part = file.with_suffix(f".{uuid.uuid4().hex}.part")  # another run may be at the same clip
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as out:
+            np.save(out, frames)
+        part.replace(file)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"decoded clips cannot be kept in {cache} ({error.strerror}): make room, "
+                        "or set XDG_CACHE_HOME to a folder on another disk") from None
+    return file, frames.shape
+
+
+def captions_of(table, left_out):
+    """(clip, caption) pairs of a metadata.csv or .jsonl; bad rows are named in `left_out`."""
+    with fileinput.FileInput(table, encoding="utf-8-sig", errors="replace") as file:
+        rows = (csv.DictReader(file, strict=True) if table.suffix == ".csv"
+                else map(json.loads, filter(str.strip, file)))
+        while True:  # both go on after a row that cannot be read
+            try:
+                row = next(rows)
+                if "file_name" not in row.keys() or not {"text", "caption"} & row.keys():
+                    left_out[table] = f"lacks file_name or text (or caption), has {', '.join(row)}"
+                    continue
+                texts = row.get("text", row.get("caption"))
+                texts = texts if isinstance(texts, list) else [texts]
+                # a row with too many cells has them under None; \ufffd stands for what is no UTF-8
+                if None in row or "\ufffd" in "".join([row["file_name"], *texts]):
                     raise ValueError
-                yield Path(os.path.normpath(path.parent / row["file_name"])), row["text"]
-        except (ValueError, KeyError, TypeError, RecursionError, csv.Error):
-            raise UserError(f"{path}, line {lines.lineno()}: this is no file_name and text in "
-                            "UTF-8") from None
-
-
-def find_captions(root):
-    """The clips in a folder and its sub-folders, {path: caption}, and {path: why} it is left out.
-
-    Only files that lie in the folder are clips, or are opened at all, whatever captions name.
-    """
-    files = sorted(path for path in root.rglob("*")
-                   if path.is_file() and path.resolve().is_relative_to(root))
-    captions = {path: "" for path in files if path.suffix.lower() in (".gif", ".mp4")}
-    texts = {path.with_suffix(""): path for path in files if path.suffix.lower() == ".txt"}
-    rows = [caption_rows(path) for path in files if path.name in ("metadata.csv", "metadata.jsonl")]
-    left_out = {}
-    for path, text in chain(*rows, ((path, texts.get(path.with_suffix(""))) for path in captions)):
-        if path not in captions:
-            left_out[path] = "is no GIF or MP4 file in the folder"
-        elif not captions[path] and text:  # metadata first, then what stands beside the clip
-            try:
-                text = text if isinstance(text, str) else text.read_text("utf-8-sig")
-            except (OSError, UnicodeError):
-                left_out[path] = "has a caption that cannot be read as UTF-8"
+            except StopIteration:
+                return
+            except (csv.Error, ValueError, TypeError, AttributeError, RecursionError):
+                left_out[f"{table}, line {file.lineno()}"] = "is no file_name and text in UTF-8"
                 continue
-            text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-            captions[path] = re.match(rf"(\W*\w+){{0,{MAX_WORDS}}}", text)[0]
-    for path, text in captions.items():
-        if not text:
-            left_out.setdefault(path, "has no caption in words")
-    return {path: text for path, text in captions.items() if text}, left_out
+            clip = Path(os.path.normpath(table.parent / row["file_name"]))
+            yield from ((clip, text) for text in texts)
 
 
-def few(items):
-    """The first of some items, sorted, in words, and how many more there are."""
-    more = f" and {len(items) - 10:,} more" if len(items) > 10 else ""
-    return ", ".join(str(item)[:150] for item in sorted(items)[:10]) + more
-
-
-def decode(root, captions, left_out, part, channels):
-    """Write each clip's frames (65 c h w) uint8 into the file `part`, holding one clip at a time.
-
-    Adds to `left_out`. Returns what clips.json says; None if a clip has colours and channels = 1.
-    """
-    kept = []
-    with open(part, "wb") as file:
-        size = len(captions) * (ACTION + 1) * channels * SIZE ** 2
-        if size > (free := shutil.disk_usage(part.parent).free):
-            raise UserError(f"the clips take {size / 1e9:.2f} GB, and {part.parent} has "
-                            f"{free / 1e9:.2f} left: name another disk's folder with --out")
-        for path, caption in tqdm(captions.items(), desc="decoding", disable=None):
-            try:
-                frames, *shape = read_clip(path)
-            except Exception as error:  # imageio and its plug-ins raise anything for damaged files
-                why = error if isinstance(error, UserError) else type(error).__name__
-                left_out[path] = f"cannot be read ({why})"
-                continue
-            if channels == 1:
-                if (frames.amax(1) - frames.amin(1)).max() > GREY:
-                    return None
-                frames = frames.float().mean(1).round().byte()
-            file.write(frames.numpy().tobytes())
-            kept.append((caption, *shape))
-    why = few([f"{os.path.relpath(path, root)!r} {why}" for path, why in left_out.items()])
-    if not kept:
-        raise UserError(f"{root} has no clip to train on: {why or 'there is no GIF or MP4 file'}")
-    captions, lengths, sizes = zip(*kept)
-    note = (f"note: {len(kept):,} {'grey' if channels == 1 else 'colour'} clips of "
-            f"{few({*lengths})} frames and {few({*sizes})} pixels are each fitted to one action of "
-            f"3.2 seconds and to {SIZE}x{SIZE} pixels, black around"
-            + f"\nnote: left out: {why}" * bool(why))
-    return dict(captions=captions, channels=channels, note=note)
+def find_captions(root, left_out):
+    """The clips in a folder and its sub-folders, {path: [caption, ...]}; `left_out` gets {what:
+    why}. Opens only what lies there, whatever rows name and links point to."""
+    # Hugging Face's cache has folders of links to files in another one, called blobs
+    blobs = next((path / "blobs" for path in root.parents if (path / "blobs").is_dir()), root)
+    clips, beside, tables, others = {}, {}, [], Counter()
+    for path in sorted(root.rglob("*")):
+        kind = path.suffix.lower()
+        if not path.is_file() or not {root, blobs} & {*path.resolve().parents}:
+            if kind in KINDS or path.is_file():
+                left_out[path] = "is no file, or a link that leads out of the folder"
+        elif kind in KINDS:
+            clips[path] = []
+        elif kind == ".txt":
+            beside[path.with_suffix("")] = path
+        elif path.name in ("metadata.csv", "metadata.jsonl"):
+            tables.append(path)
+        else:
+            others[kind or path.name] += 1
+    for table in tables:
+        for path, text in captions_of(table, left_out):
+            if path in clips:
+                clips[path].append(text)
+            else:
+                left_out[path] = "has a caption, and is no clip in the folder"
+    for path, texts in clips.items():
+        if not texts and path.with_suffix("") in beside:
+            with open(beside[path.with_suffix("")], encoding="utf-8-sig", errors="replace") as file:
+                texts = [file.read(10_000)]
+        texts = [" ".join(printable(text).split()) for text in texts if "\ufffd" not in text]
+        texts = [re.match(rf"(\W*\w+){{0,{MAX_WORDS}}}", text)[0] for text in texts]
+        clips[path] = [text for text in texts if text]
+    if others:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in others.most_common(10))
+        left_out["(files of other kinds)"] = kinds  # of all, "(" is sorted to the front
+    return clips
 
 
 class FolderClips:
-    """A folder's GIF and MP4 clips as a source of clips; a draw has what training asks of `Scenes`.
+    """The source. `notes` are sentences for the user; folders with one `fingerprint` hold the same
+    clips, so that a run may be resumed on any of them."""
 
-    Decoded once into `out`/clips.u8 (n 65 c h w) uint8, which is mapped, so that there may be more
-    clips than memory; `out`/clips.json holds what else is known.
-    """
-
-    def __init__(self, folder, out):
-        root, out = Path(folder).resolve(), Path(out)
-        captions, left_out = find_captions(root)
-        clips = [(str(path.relative_to(root)), text, path.stat().st_size, path.stat().st_mtime_ns)
-                 for path, text in captions.items()]  # the folder itself may be moved
-        out_of_it = sorted((os.path.relpath(path, root), why) for path, why in left_out.items())
-        self.fingerprint = hashlib.sha256(
-            repr((clips, out_of_it, SIZE, ACTION)).encode()).hexdigest()
-        try:
-            self.open(out)
-        except (OSError, ValueError, KeyError, TypeError):  # none yet, or others, or damaged
-            out.mkdir(parents=True, exist_ok=True)
-            part = out / "clips.part"
+    def __init__(self, folder, crop=False):
+        root, left_out, known = Path(folder).resolve(), {}, [crop]
+        self.clips, self.channels = [], 1  # a clip: its file in the cache, frames, captions
+        for path, texts in tqdm(find_captions(root, left_out).items(), "decoding", disable=None):
             try:
-                info = (decode(root, captions, left_out, part, 1)  # grey as long as it can be
-                        or decode(root, captions, left_out, part, 3))
-            except BaseException:  # room is given back, also where there was too little
-                part.unlink(missing_ok=True)
-                raise
-            (out / "clips.json").unlink(missing_ok=True)  # so that the two never disagree
-            part.replace(out / "clips.u8")
-            part.write_text(json.dumps({self.fingerprint: info}))
-            part.replace(out / "clips.json")
-            self.open(out)
-
-    def open(self, out):
-        """Map what was decoded from the same files; `note` says what it is."""
-        info = json.loads((out / "clips.json").read_text())[self.fingerprint]
-        self.captions, self.channels = info["captions"], info["channels"]
-        self.frames = np.memmap(out / "clips.u8", np.uint8, "r", shape=(
-            len(self.captions), ACTION + 1, self.channels, SIZE, SIZE))
-        self.note = info["note"]
+                if not texts:
+                    raise ValueError("no caption in words and UTF-8")
+                about, (file, (frames, channels, *_)) = path.stat(), decoded(path, crop)
+            except (ValueError, OSError) as error:
+                left_out[path] = f"cannot be used ({error})"
+                continue
+            self.clips.append((file, frames, texts))
+            self.channels = max(self.channels, channels)
+            known.append((path.relative_to(root).as_posix(), texts, about.st_size,
+                          about.st_mtime_ns))
+        why = sorted(f"{os.path.relpath(path, root)!r} {why}" for path, why in left_out.items())
+        more = f"; and {len(why) - 10:,} more" if len(why) > 10 else ""
+        why = printable("; ".join(line[:200] for line in why[:10]) + more).replace("\n", " ")
+        if not self.clips:
+            raise UserError(f"{root} has no clip to train on: {why or 'it is empty'}")
+        self.fingerprint = hashlib.sha256(repr(known).encode()).hexdigest()
+        words = [re.findall(r"\w+", text.lower()) for *_, texts in self.clips for text in texts]
+        self.words, self.length = sorted(set().union(*words)), max(20, *map(len, words))
+        seconds = [frames / 20 for _, frames, _ in self.clips]
+        self.notes = [f"{len(seconds):,} {'grey' if self.channels == 1 else 'colour'} clips of "
+                      f"{min(seconds)} to {max(seconds)} s with {len(words):,} captions; "
+                      f"{sum(s < 3.2 for s in seconds):,} are stretched to 3.2 s"]
+        if why:
+            self.notes.append(f"left out: {why}")
 
     def __call__(self, n, *, seed=0, start=0):
-        """Draws start ... start + n - 1, each a clip that a hash of (seed, draw) chooses."""
-        drawn, pick = copy.copy(self), Chooser(seed, "own clips", range(start, start + n))
-        drawn.index = pick.below("clip", len(self.captions))                         # n
-        drawn.captions = drawn.subjects = [self.captions[i] for i in drawn.index]
-        drawn.motion = np.full((n, 1), -2)                                           # unknown
-        return drawn
+        """Draws start ... start + n - 1, each a function of (seed, its number) alone."""
+        rows = []
+        for number in range(start, start + n):
+            draw = np.random.default_rng((seed, number))
+            file, frames, texts = self.clips[draw.integers(len(self.clips))]
+            begin = draw.integers(max(1, frames - ACTION))
+            rows.append((file, frames, begin, texts[draw.integers(len(texts))]))
+        files, frames, begin, captions = zip(*rows)
+        return Draws(files, np.array(frames), np.array(begin), self.channels, list(captions),
+                     list(captions), np.zeros(n, bool))
+
+
+@dataclass
+class Draws:
+    """n windows of clips."""
+    files: list             # where their clips' frames are
+    frames: np.ndarray      # how many
+    begin: np.ndarray       # the window's first one
+    channels: int
+    captions: list
+    subjects: list          # the captions: nothing tells who is there
+    steady: np.ndarray      # False: nothing tells whether all parts of a clip show the caption
 
     def carry_on(self, pick, which):
-        """Nothing is known of what came before: a continuation begins with the first frames."""
-        return self
+        """Draws where those of `which` (n,) begin late enough to have a past, if clips are long."""
+        latest = np.maximum(0, self.frames - ACTION - 1)
+        late = np.maximum(self.begin, np.minimum(PAST, latest))
+        return replace(self, begin=np.where(which, late, self.begin))
 
     def render(self, ticks, device="cpu"):
-        """Clips (n c f h w) in [-1, 1] at `ticks` (f,) or (n f); windows that would begin before
-        tick 0 are moved to begin there."""
-        ticks = ticks - np.min(ticks, -1, keepdims=True).clip(max=0)
-        x = torch.from_numpy(self.frames[self.index[:, None], ticks.astype(int)]).to(device)
-        return rearrange(x, "n f c h w -> n c f h w").float() / 127.5 - 1
+        """Windows (n c f 64 64) in [-1, 1] at `ticks` (f,) or (n f), 20 a second: 0 ... 64, and
+        before. What would begin before its clip is moved to begin with the clip."""
+        ticks = np.broadcast_to(ticks, (len(self.files), np.shape(ticks)[-1]))
+        ticks = ticks + np.maximum(0, -self.begin - ticks.min(1))[:, None]
+        # important: a clip shorter than the action is slowed down to last as long
+        frame = self.begin[:, None] + ticks * self.frames.clip(max=ACTION)[:, None] // ACTION
+        frame = np.minimum(frame, self.frames[:, None] - 1)                          # n f
+        x = np.empty((*frame.shape, self.channels, SIZE, SIZE), np.uint8)            # n f c h w
+        for i, file in enumerate(self.files):  # a grey clip fills all channels of a colour set
+            x[i] = np.load(file, mmap_mode="r")[frame[i]]
+        x = torch.from_numpy(x).to(device).transpose(1, 2)                           # n c f h w
+        return x.float().div_(127.5).sub_(1)

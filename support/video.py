@@ -1,5 +1,6 @@
-"""Clips and pictures as files: GIF, MP4 and PNG, in and out."""
+"""Clips and pictures as files: GIF, MP4 and PNG out; PNG, JPEG and GIF pictures in."""
 
+import csv
 import os
 import warnings
 from contextlib import contextmanager
@@ -9,49 +10,78 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from tqdm import tqdm
 
 from support.console import UserError
 
 
 @contextmanager
 def no_bombs():
-    """Pillow warns of pictures with over 89 million pixels; here it raises."""
+    """Pillow only warns of pictures with over 89 million pixels; here it raises."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*decompression bomb")
         yield
 
 
 def fit(picture, size=64):
-    """A picture (h w c) uint8 -> (c size size) float in 0 ... 255, c = 1 or 3: its longer side fits
-    the frame, black fills the rest."""
+    """A picture (h w c) in 0 ... 255 -> (c=1|3 size size), its longer side fitted, black around."""
     rgb = rearrange(torch.as_tensor(picture).float(), "h w c -> 1 c h w")
-    rgb = rgb[:, :3 if rgb.shape[1] > 2 else 1]
+    rgb = rgb[:, :3] if rgb.shape[1] > 2 else rgb[:, :1]
     h, w = (max(1, round(side * size / max(rgb.shape[2:]))) for side in rgb.shape[2:])
     top, left = (size - h) // 2, (size - w) // 2
     small = F.interpolate(rgb, (h, w), mode="bilinear", antialias=True)[0]
     return F.pad(small, (left, size - w - left, top, size - h - top))
 
 
+def read_picture(path, size, channels):
+    """A PNG, JPEG or GIF file -> x (c 1 h w) in [-1, 1], c = `channels` (1 or 3), h = w = `size`,
+    and a note on what was done to fit it. What is transparent becomes black."""
+    import imageio.v3 as imageio
+    if not os.fspath(path):
+        raise UserError("--image names no file")
+    try:
+        if not os.path.isfile(path):
+            raise UserError("no such file")  # nor wait for ever for what a pipe will say
+        with open(path, "rb") as file:
+            head = file.read(26)
+        # important: judged by its first bytes. Pillow would run PostScript, which is a program, and
+        # find it inside of other formats; and it would turn 16-bit grey white.
+        if not head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")):
+            raise UserError("another format")
+        if head[1:4] == b"PNG" and head[24:] == b"\x10\0":
+            raise UserError("16-bit grey")
+        with no_bombs():
+            picture = imageio.imread(path, plugin="pillow", index=0, mode="RGBA", rotate=True)
+    except Exception as error:  # imageio raises what its plug-ins raise
+        why = error if isinstance(error, UserError) else type(error).__name__
+        raise UserError(f"{path} cannot be read as a PNG, JPEG or GIF picture: {why}") from None
+    x = fit(picture[..., :3] * (picture[..., 3:] / np.float32(255)), size)
+    x, kind = (x.mean(0, keepdim=True), "grey") if channels == 1 else (x, "colour")
+    was = f"{picture.shape[1]}x{picture.shape[0]}"
+    note = f"{path}: {was} pixels fitted to {size}x{size} in {kind}, black around"
+    return rearrange(x, "c h w -> c 1 h w") / 127.5 - 1, note
+
+
 def check_clip_path(path):
     """Raise `UserError` unless `write_clip` can write to `path`: to be asked before long work."""
-    path = Path(path)
-    if path.suffix.lower() not in (".gif", ".mp4", ".png"):
+    if not os.fspath(path):
+        raise UserError("--out names no file")
+    there, folder = os.path.exists(path), Path(path).parent
+    if there and not os.path.isfile(path):  # a pipe would let us wait for ever
+        raise UserError(f"{path} is no regular file: name another one")
+    if Path(path).suffix.lower() not in (".gif", ".mp4", ".png"):
         raise UserError(f"{path} has no known type: name a file that ends in .gif, .mp4 or .png")
-    if path.is_dir() or not path.parent.is_dir() or not os.access(
-            path if path.exists() else path.parent, os.W_OK):
+    if not folder.is_dir() or not os.access(path if there else folder, os.W_OK):
         raise UserError(f"{path} cannot be written: name a file in an existing folder of yours")
 
 
 def write_clip(x, path, fps=10):
-    """Write x (c f h w) or (b c f h w) in [-1, 1], c = 1 or 3, as .gif (loops), .mp4 or .png.
-
-    Several clips make one grid; a .png is a strip, frames side by side and a row per clip.
-    """
+    """Write x (c f h w) or (b c f h w) in [-1, 1], c = 1 or 3, as .gif (loops), .mp4 or .png:
+    several clips as one grid; in a .png frames lie side by side, a row for each clip."""
     import imageio.v3 as imageio  # only here: training on a machine without it still works
     check_clip_path(path)
     x = x[None] if x.ndim == 4 else x
     x = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    x = x if x.shape[1] == 3 else x.expand(-1, 1, -1, -1, -1)
     suffix = Path(path).suffix.lower()
     if suffix == ".png":
         frames, options = rearrange(x, "b c f h w -> (b h) (f w) c").numpy(), {}
@@ -63,9 +93,28 @@ def write_clip(x, path, fps=10):
             x = F.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
         frames = rearrange(x, "(r k) c f h w -> f (r h) (k w) c", k=columns).numpy()
         frames = frames.repeat(3 // frames.shape[-1], -1)  # some readers fail on GIFs of pure greys
-        times = np.round(np.arange(len(frames) + 1) * 100 / fps)  # GIFs count in 1/100 s
-        times = (10 * np.diff(times)).tolist()
-        options = (dict(fps=fps, codec="libx264", quality=9, macro_block_size=2) if suffix == ".mp4"
-                   else dict(duration=times if len(times) > 1 else times[0], loop=0))
+        if suffix == ".mp4":
+            options = dict(fps=fps, codec="libx264", quality=9, macro_block_size=2)
+        else:  # GIFs count in 1/100 s: frames of unequal length, that sum up as fps says
+            times = 10 * np.diff(np.round(np.arange(len(frames) + 1) * 100 / fps))
+            options = dict(duration=times.tolist() if len(times) > 1 else times[0], loop=0)
     # in memory first: ffmpeg would not tell of a full disk, nor Pillow close its file there
-    Path(path).write_bytes(imageio.imwrite("<bytes>", frames, extension=suffix, **options))
+    content = imageio.imwrite("<bytes>", frames, extension=suffix, **options)
+    try:
+        Path(path).write_bytes(content)
+    except OSError as error:  # of a full disk; it does not name the file by itself
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
+def write_folder(folder, n, make):
+    """Write clips make(0) ... make(n - 1) -> x, [caption] as GIFs at 20 fps and metadata.csv."""
+    if not os.fspath(folder) or (os.path.isdir(folder) and os.listdir(folder)):
+        raise UserError(f"--export '{folder}' is no new or empty folder: name another one")
+    os.makedirs(folder, exist_ok=True)
+    with open(Path(folder) / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("file_name", "text"))
+        for i in tqdm(range(n), desc="writing", disable=None):
+            x, captions = make(i)
+            write_clip(x, Path(folder) / f"{i:06d}.gif", fps=20)
+            rows.writerow((f"{i:06d}.gif", *captions))

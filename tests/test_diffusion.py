@@ -143,6 +143,17 @@ def test_ddim_eta_one_matches_ddpm_variance():
     assert ddim.std().item() == pytest.approx(ddpm.std().item(), rel=0.02)
 
 
+@pytest.mark.parametrize("sampler,options", [("ddpm", {}), ("ddim", {"eta": 1.0})])
+def test_variances_are_taken_in_float64_also_for_float32(sampler, options):
+    """The last steps' small variances lose their digits in float32: 1 - alpha_bar is 4e-5 there."""
+    diffusion, results = Diffusion(), {}
+    for dtype in (torch.float32, torch.float64):
+        x_T, noise = torch.full((1, 1), .7, dtype=dtype), lambda x: torch.ones_like(x)
+        model = lambda x, t: .3 * torch.ones_like(x)
+        results[dtype] = getattr(diffusion, sampler)(model, x_T, 1000, noise=noise, **options)
+    assert results[torch.float32].item() == pytest.approx(results[torch.float64].item(), rel=2e-5)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_last_step_adds_no_noise(sampler):
     """The sample is exactly the last x0, whatever noise the earlier steps drew."""
@@ -163,33 +174,3 @@ def test_loss_counts_only_weighted_elements():
     model = lambda xt, t: x0 + torch.tensor([1., 50., 1., 50.])
     loss = diffusion.loss(model, x0, torch.tensor([5, 900]), torch.randn(2, 1, 4), weight)
     assert torch.allclose(loss, torch.ones(2), atol=1e-4)
-
-
-def test_reconstruction_guidance_lets_the_known_half_speak_and_replacement_does_not():
-    """x = (a, b) Gaussian with correlation 0.8 and a known: E[b | a] = 0.8 a, in closed form."""
-    diffusion, rho, n = Diffusion("cosine", "v"), .8, 4000
-    cov = torch.tensor([[1., rho], [rho, 1.]], dtype=torch.float64)
-
-    def ideal(x, t):  # v of E[x0 | xt] = a C (a^2 C + s^2)^-1 xt
-        a, s = diffusion._scales(t, x)
-        gain = a[0] * cov @ torch.linalg.inv(a[0] ** 2 * cov + s[0] ** 2 * torch.eye(2))
-        return diffusion.from_x0(x @ gain.T, x, t)
-
-    torch.manual_seed(0)
-    x_T, eps = torch.randn(2, n, 2, dtype=torch.float64)
-    known = torch.tensor([1.5, 0.], dtype=torch.float64).expand(n, 2)
-    mask = torch.tensor([True, False]).expand(n, 2)
-    # ancestral steps, because each forgets a part of what the half-deaf ones before it decided
-    b = {way: diffusion.ddpm(getattr(diffusion, way)(ideal, known, mask, eps), x_T, 50)[:, 1].mean()
-         for way in ("replacement", "reconstruction")}
-    assert abs(b["reconstruction"] - rho * 1.5) < .2 < abs(b["replacement"] - rho * 1.5)
-    assert abs(diffusion.ddpm(ideal, x_T, 50)[:, 1].mean()) < .06
-
-
-def test_from_x0_undoes_to_x0_eps():
-    for predict in ("v", "eps", "x0"):
-        diffusion = Diffusion("linear", predict)
-        x, prediction = torch.randn(2, 3, 4, dtype=torch.float64)
-        t = torch.tensor([3, 500, 900])
-        x0, _ = diffusion.to_x0_eps(prediction, x, t)
-        assert torch.allclose(diffusion.from_x0(x0, x, t), prediction)

@@ -1,0 +1,83 @@
+"""What the measurements share: their flags, what they begin with, and a few ways to read clips."""
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+import data
+import metrics
+from model import load, pick_device
+from support.console import exit_status, number
+
+
+def flags(about, num):
+    """The parser of a measurement's command; num: how many clips it takes by default."""
+    p = argparse.ArgumentParser(description=about.split("\n")[0])
+    p.add_argument("--checkpoint", help="a trained model (default: the shipped weights)")
+    p.add_argument("--num", type=number(int, 2, 10**6), default=num,
+                   help="clips in each row (default: %(default)s)")
+    p.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0)
+    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
+    p.add_argument("--digits", choices=["auto", "mnist", "drawn"], default="auto")
+    p.add_argument("--data-root", help="folder with MNIST's four .gz files")
+    return p
+
+
+def test_scenes(args, n, captions="four", start=0):
+    """n scenes of test digits; "four": a named digit in one of four directions."""
+    digits = data.load_digits("test", args.digits, args.data_root)
+    return data.make_scenes(n, seed=args.seed, start=start, split="test", captions=captions,
+                            digits=digits)
+
+
+def run_parts(parts, names, args):
+    """Calls each part as part(model, classifier, scenes, args) and returns the exit status."""
+    def work():
+        model = load(args.checkpoint, args.device)
+        device = model.vae.latent_std.device
+        classifier, scenes = metrics.load_classifier(device=device), test_scenes(args, args.num)
+        print(f"checkpoint {args.checkpoint or 'shipped'}, n {args.num}, seed {args.seed}, "
+              f"{device}, digits {scenes.digits.source}")
+        with torch.no_grad():
+            for name in names:
+                parts[name](model, classifier, scenes, args)
+
+    return exit_status(work)
+
+
+def choose(scenes, index):
+    """The scenes at `index`."""
+    rows = {name: value for name, value in vars(scenes).items()
+            if isinstance(value, (list, np.ndarray)) and len(value) == len(scenes.captions)}
+    return replace(scenes, **{name: [value[i] for i in index] if isinstance(value, list)
+                              else value[index] for name, value in rows.items()})
+
+
+def of_kind(kind, args):
+    """args.num test scenes of one kind of caption, of which every kind is one in 32 or more."""
+    scenes = test_scenes(args, 64 * args.num, "full")
+    return choose(scenes, np.flatnonzero(scenes.kind == data.KINDS.index(kind))[:args.num])
+
+
+def encode(model, x):
+    """Latents of clips x, a few at a time."""
+    device = model.vae.latent_std.device
+    return torch.cat([model.vae.encode(part.to(device)) for part in x.split(16)])
+
+
+def decode(model, z):
+    """Clips of latents z, on the CPU, a few at a time."""
+    return torch.cat([model.vae.decode(part).float().clamp(-1, 1).cpu() for part in z.split(16)])
+
+
+def judge(x, classifier, scenes):
+    """`metrics.Scores` of clips x against their scenes."""
+    return metrics.score(metrics.read_clips(x, classifier), scenes)
+
+
+def centres(x):
+    """Ink centroids (b f yx) in pixels of what is brighter than one half, so that ghosts fail."""
+    light = (x[:, 0].cpu() + 1) / 2
+    return metrics.centroid(light * (light > .5)).numpy()

@@ -1,0 +1,128 @@
+"""The four parts as one model, and the file it is kept in.
+
+    caption -> text_encoder -> context ┐
+    noise z_T ------------------------ unet3d, called by diffusion's samplers -> z -> vae.decode -> x
+
+A model is made from its config, a plain dict that travels in the file beside the weights, so that
+`sample.py` needs nothing but the file. A training checkpoint holds the raw weights "model", their
+moving average "ema" and what else the run needs to go on; shipped weights hold "ema" alone, in half
+precision. Nothing in a file is ever executed, and a file that was damaged, made by hand or written
+by another version is refused with a sentence before it can cost memory.
+"""
+
+import zlib
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from diffusion import Diffusion
+from support.console import UserError
+from support.run import read_file
+from text_encoder import TextConfig, TextEncoder, Tokenizer
+from unet3d import UNet3D, UNetConfig
+from vae import VAE, VAEConfig
+
+SHIPPED = Path(__file__).parent / "checkpoints" / "base.pt"
+WINDOW = 17     # frames that the network sees at once: 16 gaps, which halve four times
+MOST = 65_536   # of anything that a config counts: widths, words, tokens; layers are 64 at most
+
+
+class TextToVideo(nn.Module):
+    """config: "vae", "text" and "unet" hold their dataclasses' fields, "vocabulary" the words,
+    "schedule" and "predict" what `Diffusion` takes, "size" a frame's pixels a side; "tasks", if
+    there, says that training showed windows with known frames and at finer strides."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.tokenizer = Tokenizer(config["vocabulary"], config["text"]["length"])
+        self.diffusion = Diffusion(config["schedule"], config["predict"])
+        self.vae = VAE(VAEConfig(**config["vae"]))
+        self.text_encoder = TextEncoder(TextConfig(**config["text"]))
+        self.unet = UNet3D(UNetConfig(**config["unet"]))
+
+    @property
+    def device(self):
+        return self.vae.latent_std.device
+
+    @property
+    def window(self):
+        """The shape of one window of latents, (c f h w)."""
+        side = self.config["size"] // 8
+        return self.vae.config.latent_channels, WINDOW, side, side
+
+
+def load(checkpoint=None, device="auto"):
+    """Open a checkpoint (default: the shipped weights) -> a `TextToVideo` ready to `generate`.
+
+    Takes a file of train.py or shipped weights; the averaged weights, in float32. Raises
+    `UserError` for a missing, damaged or foreign file and for a device that is not there.
+    """
+    device, path = pick_device(device), SHIPPED if checkpoint is None else checkpoint
+    return restore(read_file(path), "ema", path).to(device).eval()
+
+
+def restore(saved, key, path):
+    """The `TextToVideo` of a checkpoint's dict with its weights `key`, "ema" or "model"."""
+    try:
+        config, weights = saved["config"], saved[key]
+        check_sizes(config)
+        with torch.device("meta"):  # where tensors have shapes but no numbers, so size costs nothing
+            shadow = TextToVideo(config)
+            shapes = {name: value.shape for name, value in shadow.state_dict().items()}
+            z = torch.zeros(1, *shadow.window)[:, :, :1]  # a still, to see that the parts fit
+            tokens = shadow.tokenizer(config["vocabulary"][-1:])
+            x = shadow.vae.decode(shadow.unet(z, torch.zeros(1), *shadow.text_encoder(tokens)))
+        if shapes != {name: value.shape for name, value in weights.items()}:
+            raise ValueError("its weights have other names or shapes than its config says")
+        if x.shape not in {(1, c, 1, config["size"], config["size"]) for c in (1, 3)}:
+            raise ValueError(f"it makes frames of shape {tuple(x.shape)}")
+        model = TextToVideo(config)
+        model.load_state_dict(weights)
+    except Exception as error:  # a config may hold anything
+        raise UserError(f"{path} is a checkpoint of another architecture, or holds none "
+                        f"({type(error).__name__}): train one with this version's train.py"
+                        ) from None
+    if not all(value.isfinite().all() for value in model.state_dict().values()):
+        raise UserError(f"{path} holds weights that are not finite numbers: its training went "
+                        "wrong; use an earlier checkpoint or train again")
+    return model
+
+
+def check_sizes(config):
+    """Refuse a config whose numbers are no sizes, before anything is built from them."""
+    for part in ("vae", "text", "unet"):
+        for name, value in config[part].items():
+            sizes = value if isinstance(value, (list, tuple)) else [value]
+            most = 64 if name in ("layers", "blocks") else MOST
+            if len(sizes) > 8 or not all(type(n) is int and 1 <= n <= most for n in sizes):
+                raise ValueError(f"{part} {name} {value}")
+    if not all(word.isprintable() for word in config["vocabulary"]):
+        raise ValueError("words that cannot be printed")
+    if config["size"] not in range(16, 1025, 8):
+        raise ValueError(f"frames of {config['size']} pixels")
+
+
+def pick_device(name="auto"):
+    """The torch device called auto, cpu, cuda or mps; auto takes the fastest there is."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
+             "cpu": True}
+    found = [device for device in there if there[device]]
+    if name == "auto":
+        name = found[0]
+    if name not in found:
+        raise UserError(f"there is no device {name!r} here: choose from {', '.join(found)}")
+    return torch.device(name)
+
+
+def seeded(*key, device="cpu"):
+    """A generator for a key of numbers and words: what is random is a function of the key. The key
+    is hashed, because torch's generator on a CPU keeps only 32 bits of its seed."""
+    return torch.Generator(device).manual_seed(zlib.crc32(repr(key).encode()))
+
+
+def amp(device):
+    """Mixed precision where it pays: bfloat16 on CUDA."""
+    on = device.type == "cuda"
+    return torch.autocast("cuda" if on else "cpu", torch.bfloat16, enabled=on)

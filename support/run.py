@@ -1,0 +1,360 @@
+"""A run's folder: checkpoint.pt, log.csv and samples/; what lets training survive a stop.
+
+    with Run(folder, settings, model, ema, saved) as run:
+        for step in run.steps("clips", 2400, optimizer, scaler):   from where the checkpoint stopped
+            ...
+            run.log(losses, t, norm, lr)
+
+Between two steps it writes a row of the log, saves, and stops if asked to. A checkpoint replaces the
+old one whole, and on resume log.csv is cut back to what the checkpoint has seen: after kill -9
+nothing is lost, missing or there twice. Numbers that are not finite stop the run before they are
+saved. Under torchrun each process makes the same steps on its own rows of the batch, and only the
+first one writes.
+"""
+
+import atexit
+import csv
+import hashlib
+import io
+import os
+import signal
+import sys
+import time
+import zipfile
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from support.console import UserError, in_words
+
+try:
+    import fcntl
+except ImportError:  # Windows has no file locks of this kind
+    fcntl = None
+
+RANK, WORLD = (int(os.environ.get(name, k)) for k, name in enumerate(("RANK", "WORLD_SIZE")))
+LOG_EVERY = 10   # steps a row
+LEVELS = 1000    # noise levels, of which the log shows quarters
+COLUMNS = ("stage", "step", "items", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",
+           "loss_t750_999", "grad_norm", "lr", "skipped", "items_per_s", "seconds")
+
+
+class Stopped(Exception):
+    """Raised with a sentence and the signal when a run was asked to stop and all is saved."""
+
+
+def save(path, content):
+    """Write a file of torch such that a crash at any moment leaves the old one or the new one. It
+    is a zip archive; as its comment it gets the sha256 of all that stands before."""
+    buffer, part = io.BytesIO(), path.with_suffix(".part")
+    torch.save(content, buffer)
+    body = buffer.getvalue()                          # ends in the comment's length, 2 zero bytes
+    digest = hashlib.sha256(body).hexdigest().encode()
+    try:
+        with open(part, "wb") as file:
+            file.write(body[:-2] + len(digest).to_bytes(2, "little") + digest)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written: {in_words(error)}. What was saved before is "
+                        "intact: go on with --resume") from None
+
+
+def read_file(path):
+    """What `save` wrote, or shipped weights; `UserError` for any other file and for a damaged one.
+    Nothing in it is executed or unpacked, so it costs no more than its size."""
+    if not Path(path).is_file():  # nor a pipe, which would wait forever
+        raise UserError(f"there is no checkpoint {str(path)!r}: train one with train.py, or leave "
+                        "--checkpoint out to use the shipped weights")
+    try:
+        content = Path(path).read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            if content[-22:-18] == b"PK\5\6":  # no comment, as shipped: sums of the entries alone
+                intact = archive.testzip() is None
+            else:
+                intact = hashlib.sha256(content[:-66] + b"\0\0").hexdigest() == str(
+                    content[-64:], "ascii")
+            if not intact or any(entry.compress_type for entry in archive.infolist()):
+                raise ValueError
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except PermissionError:
+        raise UserError(f"{path} cannot be read: you have no permission to") from None
+    except Exception as error:  # torch and zipfile raise a dozen kinds for files of others
+        raise UserError(f"{path} is no checkpoint of this program, or it is damaged "
+                        f"({type(error).__name__}): train one with train.py") from None
+
+
+# ---- going on with a run -------------------------------------------------------------------------
+
+NO_SETTINGS = ("out", "resume", "device", "compile", "prompts", "checkpoint")  # of a command, not of its run
+
+
+def find_run(folder, resume):
+    """The checkpoint in a run's folder as a dict, or None where a new run may begin."""
+    path, log = folder / "checkpoint.pt", folder / "log.csv"
+    if path.exists() and not resume:
+        raise UserError(f"{path} exists: add --resume to go on with that run, or name another "
+                        "folder with --out")
+    if not path.exists() and resume:
+        if log.is_file() and len(log.read_bytes().splitlines()) > 1:
+            raise UserError(f"{folder} holds the log of a run, but no checkpoint.pt to go on from: "
+                            "put it back, or begin another run with --out")
+        print_once(f"note: no {path} yet, so the run starts from the beginning")
+    if not path.exists():
+        return None
+    saved = read_file(path)
+    try:
+        (stage, step), settings = saved["progress"], saved["settings"]
+        whole = (0 <= step <= settings[f"{stage}_steps"] and saved["log_bytes"] >= 0
+                 and {"model", "ema", "optimizer", "scaler"} <= saved.keys())
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} holds weights for sampling only, or is damaged or of another "
+                        "version: a run cannot go on from it")
+    return saved
+
+
+def with_defaults(parser, argv, saved, preset):
+    """A command's arguments: what is given wins over the settings of the checkpoint `saved` (or
+    None), and those over a preset's dict of settings."""
+    defaults = {**preset, **(saved["settings"] if saved else {})}
+    # as text, so that what a file says is checked like what a user types
+    parser.set_defaults(**{name: value if value is None or isinstance(value, bool) else str(value)
+                           for name, value in defaults.items()})
+    return parser.parse_args(argv)
+
+
+def settings_of(args):
+    """What of a command's arguments its run remembers."""
+    return {name: value for name, value in vars(args).items() if name not in NO_SETTINGS}
+
+
+def check_resume(args, saved, fixed):
+    """Refuse a setting that would make the run another one; say which others are new."""
+    began, now = saved["settings"], settings_of(args)
+    new = [name for name in now if now[name] != began.get(name)]
+    told = {name: f"--{name.replace('_', '-')} {now[name]} (it was {began.get(name)})"
+            for name in new}
+    for name in new:
+        if name in fixed or name == "clips" and "data" in new:
+            raise UserError(f"the run cannot go on with {told[name]}: leave the flag out, or begin "
+                            "another run with --out")
+    if new:
+        print_once(f"note: this run goes on with {', '.join(told.values())}", sys.stderr)
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+def print_once(text, file=None):
+    """Print, however many processes there are."""
+    if RANK == 0:
+        print(text, file=file)
+
+
+def join_processes(device):
+    """Meet the other processes that torchrun started; returns this one's own device."""
+    if WORLD > 1:
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            if device.index >= torch.cuda.device_count():
+                raise UserError(f"there are {torch.cuda.device_count()} GPUs here: start no more "
+                                "processes than that")
+            torch.cuda.set_device(device)
+        dist.init_process_group(timeout=timedelta(hours=6))  # the first may have clips to decode
+        atexit.register(dist.destroy_process_group)
+    return device
+
+
+def first_alone(work):
+    """work() in the first process, then in the others, which find what it has written."""
+    if RANK > 0:
+        dist.barrier()
+    result = work()
+    if RANK == 0 and WORLD > 1:
+        dist.barrier()
+    return result
+
+
+def my_rows(draw, b, *shape, g):
+    """Random numbers (b *shape) by draw = torch.rand or torch.randn: this process's rows of those of
+    the whole batch, so that two processes together see what one would have seen."""
+    whole = draw(b * WORLD, *shape, device=g.device, generator=g)
+    return whole[RANK * b:(RANK + 1) * b]
+
+
+def average_gradients(parameters):
+    """Give each process the mean of all processes' gradients: what DistributedDataParallel does
+    (and overlaps with the backward pass, which 6 million parameters do not need)."""
+    if WORLD > 1:
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients])):
+            gradient.copy_(total.view_as(gradient) / WORLD)
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+class Run:
+    """One run and its folder, into which no other run may write at the same time. settings: plain
+    values that --resume goes on with; saved: the checkpoint's dict, or None for a new run."""
+
+    def __init__(self, folder, settings, model, ema, saved=None):
+        self.folder, self.settings, self.model, self.ema = folder, settings, model, ema
+        self.saved, self.stop, self.recent, self.begun = saved, 0, [], time.perf_counter()
+        if RANK == 0:
+            self.open_log(saved["log_bytes"] if saved else 0)
+        self.before = {s: signal.signal(s, self.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def open_log(self, seen):
+        """Take the folder for this run alone, and cut its log back to the bytes a checkpoint saw."""
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        self.file = open(self.folder / "log.csv", "a", newline="")
+        try:
+            if fcntl:
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a dead process lets go
+        except BlockingIOError:
+            raise UserError(f"another run is writing into {self.folder}: stop it, or name another "
+                            "folder with --out") from None
+        if self.log_bytes() < seen:
+            print("note: rows of log.csv, which the checkpoint remembers, are lost", file=sys.stderr)
+        self.file.truncate(min(seen, self.log_bytes()))
+        if self.log_bytes() == 0:
+            self.write(COLUMNS)
+
+    def log_bytes(self):
+        return os.fstat(self.file.fileno()).st_size
+
+    def write(self, row):
+        csv.writer(self.file).writerow(row)
+        self.file.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        if RANK == 0:
+            self.file.close()
+
+    def on_signal(self, number, frame):
+        """Ctrl-C and SIGTERM: go on to the next row of the log, save, stop. Twice: stop at once."""
+        if self.stop and WORLD == 1:
+            raise KeyboardInterrupt
+        self.stop = number
+
+    def steps(self, stage, total, optimizer, scaler=None):
+        """Yield the stage's steps, from where the checkpoint stopped if it stopped in this one."""
+        first, self.scaler = 0, scaler or torch.amp.GradScaler("cpu", enabled=False)
+        if self.saved and self.saved["progress"][0] == stage:
+            first = self.saved["progress"][1]
+            self.restore(optimizer)
+            if first > total:
+                raise UserError(f"the {stage} stage has made {first} steps already, so it cannot "
+                                f"end at {total}")
+        else:
+            self.save(stage, 0, optimizer)  # so that a folder with a log has a checkpoint
+        every = max(LOG_EVERY, total // 16 // LOG_EVERY * LOG_EVERY)
+        self.mark = time.perf_counter()
+        with tqdm(total=total, initial=first, desc=stage, disable=RANK > 0) as bar:
+            for step in range(first, total):
+                yield step
+                bar.update()
+                done, stop = step + 1, 0
+                if done % LOG_EVERY == 0 or done == total:
+                    bar.set_postfix_str(self.row(stage, done))
+                    stop = self.asked_to_stop()
+                if stop or done % every == 0 or done == total:
+                    self.save(stage, done, optimizer)
+                if stop:
+                    raise Stopped(f"stopped after step {done} of stage {stage}; all is saved: add "
+                                  "--resume to the same command to go on", stop)
+
+    def restore(self, optimizer):
+        """Give the optimizer, and fp16's loss scaling, what the checkpoint has of them."""
+        try:
+            optimizer.load_state_dict(self.saved["optimizer"])
+            fit = all(value.shape in (p.shape, ()) for p, state in optimizer.state.items()
+                      for value in state.values())
+            if self.scaler.is_enabled() and self.saved["scaler"]:  # empty if it was not fp16 so far
+                self.scaler.load_state_dict(self.saved["scaler"])
+        except Exception:  # a file may hold anything
+            fit = False
+        if not fit:
+            raise UserError(f"{self.folder / 'checkpoint.pt'} is damaged: its optimizer's state "
+                            "does not fit the model")
+
+    def save(self, stage, step, optimizer):
+        """Write all that a run needs to go on."""
+        if RANK == 0:
+            os.fsync(self.file.fileno())
+            save(self.folder / "checkpoint.pt", dict(
+                config=self.model.config, settings=self.settings, progress=(stage, step),
+                model=self.model.state_dict(), ema=self.ema.state_dict(),
+                optimizer=optimizer.state_dict(), scaler=self.scaler.state_dict(),
+                log_bytes=self.log_bytes()))
+
+    def asked_to_stop(self):
+        """The signal that asked any of the processes to stop: all must stop together."""
+        stop = torch.tensor(self.stop, device=self.model.device)
+        if WORLD > 1:
+            dist.all_reduce(stop, op=dist.ReduceOp.MAX)
+        return int(stop)
+
+    def log(self, losses, t, norm, lr):
+        """Take in a step's losses (b,), their noise levels t (b,) or None, the gradient's norm ()
+        and the learning rate, without waiting for the device."""
+        losses, self.lr = losses.detach().float(), lr
+        t = torch.full_like(losses, torch.nan) if t is None else t.float()
+        self.recent.append(torch.stack([losses, t, norm.float().expand(len(t))]))
+
+    def row(self, stage, step):
+        """Write the row of all steps since the last one; returns it in words."""
+        recent, self.recent = torch.stack(self.recent, dim=1), []               # 3 steps b
+        if WORLD > 1:
+            parts = [torch.empty_like(recent) for _ in range(WORLD)]
+            dist.all_gather(parts, recent)
+            recent = torch.cat(parts, dim=2)
+        losses, t, norms = recent.cpu()
+        skipped = self.check(stage, step, losses, t, norms[:, 0])
+        now = time.perf_counter()
+        speed, self.mark = losses.numel() / (now - self.mark), now
+        quarters = [losses[t // (LEVELS // 4) == k].mean().item() for k in range(4)]
+        numbers = [losses.mean().item(), *quarters, norms[-1, 0].item(), self.lr, skipped, speed,
+                   now - self.begun]
+        cells = ["" if n != n else f"{n:.6g}" for n in numbers]  # nan: no loss at such a level
+        if RANK == 0:
+            self.write([stage, step, step * losses.shape[1], *cells])
+        return f"loss {numbers[0]:.4f}, {speed:.0f}/s" + (f", {skipped} skipped" if skipped else "")
+
+    def check(self, stage, step, losses, t, norms):
+        """Raise `UserError` if a loss (steps b) or gradient (steps) is not finite. Returns how many
+        steps fp16's loss scaling skipped, which is its way to find its scale."""
+        finite = losses.isfinite().all(1)
+        skipped = finite & ~norms.isfinite() & self.scaler.is_enabled()
+        if self.scaler.get_scale() < 1:  # it halves at every skipped step, from 65536
+            raise UserError(f"nearly every step of stage {stage} was skipped until step {step}: "
+                            "--resume with --amp bf16 or off")
+        bad = ~finite | ~(norms.isfinite() | skipped)
+        if bad.any():
+            i = int(bad.int().argmax())
+            what = "gradient" if finite[i] else "loss"
+            level = t[i, losses[i].nan_to_num(torch.inf).argmax()].item()
+            where = "" if level != level else f", noise level {level:.0f}"
+            raise UserError(f"the {what} is not finite at step {step - len(losses) + 1 + i} of stage "
+                            f"{stage}{where}: the last good checkpoint is kept; --resume with "
+                            "--amp off, or begin again with a lower --lr")
+        return int(skipped.sum())
+
+    def write_weights(self):
+        """The averaged weights in half precision: all that sampling needs."""
+        if RANK == 0:
+            half = {name: value.half().cpu() for name, value in self.ema.state_dict().items()}
+            save(self.folder / "weights.pt", {"config": self.model.config, "ema": half})

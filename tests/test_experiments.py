@@ -1,0 +1,106 @@
+"""Facts of what experiments/ measures with: closed forms, and commands that find what is there."""
+
+import numpy as np
+import pytest
+import torch
+
+import data
+import metrics
+from diffusion import Diffusion
+from experiments import audit, best_of, common, frechet, reconstruction, tasks, train_digitnet
+
+
+def test_reconstruction_guidance_lets_the_known_half_speak_and_replacement_does_not():
+    """x = (a, b) Gaussian with correlation 0.8 and a known: E[b | a] = 0.8 a, in closed form."""
+    diffusion, rho, n = Diffusion("cosine", "v"), .8, 4000
+    cov = torch.tensor([[1., rho], [rho, 1.]], dtype=torch.float64)
+
+    def ideal(x, t):  # v of E[x0 | xt] = a C (a^2 C + s^2)^-1 xt
+        alpha_bar = diffusion.alpha_bar[t[0]]
+        noisy = alpha_bar * cov + (1 - alpha_bar) * torch.eye(2)
+        gain = alpha_bar.sqrt() * cov @ torch.linalg.inv(noisy)
+        return reconstruction.from_x0(diffusion, x @ gain.T, x, t)
+
+    torch.manual_seed(0)
+    x_T, eps = torch.randn(2, n, 2, dtype=torch.float64)
+    known = torch.tensor([1.5, 0.], dtype=torch.float64).expand(n, 2)
+    mask = torch.tensor([True, False]).expand(n, 2)
+
+    def mean_b(way):  # ancestral steps, for each forgets a part of what half-deaf ones decided
+        return diffusion.ddpm(way(diffusion, ideal, known, mask, eps), x_T, 50)[:, 1].mean()
+
+    assert abs(mean_b(reconstruction.reconstruction) - rho * 1.5) < .2
+    assert abs(mean_b(reconstruction.replacement) - rho * 1.5) > .2
+    assert abs(diffusion.ddpm(ideal, x_T, 50)[:, 1].mean()) < .06
+
+
+@pytest.mark.parametrize("predict", ("v", "eps", "x0"))
+def test_from_x0_undoes_to_x0_eps(predict):
+    diffusion = Diffusion("linear", predict)
+    x, prediction = torch.randn(2, 3, 4, dtype=torch.float64)
+    t = torch.tensor([3, 500, 900])
+    x0, _ = diffusion.to_x0_eps(prediction, x, t)
+    assert torch.allclose(reconstruction.from_x0(diffusion, x0, x, t), prediction)
+
+
+def test_frechet_distance_matches_two_gaussians():
+    rng = np.random.default_rng(0)
+    a = rng.normal(0, 1, (50_000, 3)) * [1, 2, 3]
+    b = rng.normal(0, 1, (50_000, 3)) * [2, 2, 1] + [0, 1, 2]
+    # axes apart: |difference of means|^2 + sum of (difference of standard deviations)^2
+    assert frechet.frechet_distance(a, b) == pytest.approx(5 + 1 + 4, rel=.03)
+    assert frechet.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+
+
+def test_frechet_distance_sees_no_rotation():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(0, 1, (2, 1000, 3)) * np.array([[[1, 2, 3]], [[2, 2, 1]]])
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    assert frechet.frechet_distance(a @ turn, b @ turn) == pytest.approx(
+        frechet.frechet_distance(a, b))
+
+
+def test_audit_finds_every_motion_of_drawn_clips(capsys):
+    assert audit.main("--num 60 --seed 4 --digits drawn --device cpu".split()) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("all"))
+    assert float(row.split()[2]) > 98
+
+
+def test_best_of_keeps_each_prompts_own_best(monkeypatch):
+    x = torch.arange(6.)[:, None, None, None, None].expand(6, 1, 32, 2, 2)
+    saved = torch.tensor([0., 2., 1., 5., 3., 4.])
+    monkeypatch.setattr(best_of, "preference", lambda model, prompts, keys, stride: (
+        saved if keys.shape[2] == 16 and len(prompts) == 6 else None))
+    kept = best_of.keep_best(None, ["a"] * 3 + ["b"] * 3, x, 3, 4)
+    assert kept[:, 0, 0, 0, 0].tolist() == [1, 3]
+
+
+def test_classifiers_training_crops_stand_upright_in_the_middle():
+    """The shipped classifier reads most of them; turned or misplaced ones would make it guess."""
+    digits, rng = data.load_digits("train", "drawn"), torch.Generator().manual_seed(0)
+    labels = torch.from_numpy(np.repeat(np.arange(10), digits.count))
+    index = torch.randperm(len(labels), generator=rng)[:200]
+    crops, target = train_digitnet.training_batch(digits, labels, index, rng)
+    with torch.no_grad():
+        read = metrics.load_classifier()(crops).argmax(1)
+    assert crops.shape == (200, 1, 28, 28) and (read == target).float().mean() > .6
+
+
+def test_chosen_scenes_are_the_same_scenes():
+    scenes = data.make_scenes(10, split="test", digits=data.load_digits("test", "drawn"))
+    some, ticks = common.choose(scenes, [7, 2]), np.arange(0, 64, 16)
+    assert some.captions == [scenes.captions[7], scenes.captions[2]]
+    assert torch.equal(some.render(ticks), scenes.render(ticks)[[7, 2]])
+
+
+def test_a_clip_denoised_by_an_ideal_network_comes_back_from_any_level(monkeypatch):
+    z, diffusion = torch.randn(2, 4, 17, 8, 8), Diffusion("cosine", "x0")
+    monkeypatch.setattr(tasks, "denoiser", lambda *args, **window: lambda x, t: z)
+    monkeypatch.setattr(tasks, "decode", lambda model, z: z)
+
+    class Model:
+        tokenizer = staticmethod(lambda prompts: torch.zeros(2, 1))
+
+    Model.diffusion = diffusion
+    for level in tasks.LEVELS:
+        assert torch.allclose(tasks.denoise_from(Model, z, ["", ""], level, 0), z[:, :, :16])

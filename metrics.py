@@ -338,8 +338,8 @@ def report(args):
     words = set(model.config["vocabulary"])
     grammar = args.captions or ("full" if "standing" in words else "four")
     if model.config["vae"]["channels"] == 3 or not words.issuperset(data.VOCABULARY[grammar]):
-        raise UserError(f"this checkpoint does not know all words of --captions {grammar}, or it "
-                        "is in colour: the judge reads only captioned Moving MNIST in grey")
+        raise UserError("this checkpoint was trained on clips of another kind, or does not know "
+                        f"all words of --captions {grammar}: the judge reads only grey MNIST")
     x, captions, scenes = data.captioned_clips(args.num, seed=args.seed, split="test",
                                                captions=grammar, digits=digits)
     print(f"checkpoint {args.checkpoint or 'shipped'}, seed {args.seed}, n {args.num}, device "

@@ -1,13 +1,11 @@
 """The four parts as one model, and the file it is kept in.
 
-    caption -> text_encoder -> context ┐
-    noise z_T ------------------------ unet3d, called by diffusion's samplers -> z -> vae.decode -> x
+    caption -> text_encoder -> context -> unet3d, called by diffusion's samplers -> vae.decode -> x
 
 A model is made from its config, a plain dict that travels in the file beside the weights, so that
 `sample.py` needs nothing but the file. A training checkpoint holds the raw weights "model", their
-moving average "ema" and what else the run needs to go on; shipped weights hold "ema" alone, in half
-precision. Nothing in a file is ever executed, and a file that was damaged, made by hand or written
-by another version is refused with a sentence before it can cost memory.
+moving average "ema" and what else its run needs; shipped weights hold "ema" alone, in half precision.
+What is damaged, made by hand or of another version is refused before it can cost memory.
 """
 
 import zlib
@@ -24,8 +22,8 @@ from unet3d import UNet3D, UNetConfig
 from vae import VAE, VAEConfig
 
 SHIPPED = Path(__file__).parent / "checkpoints" / "base.pt"
-WINDOW = 17     # frames that the network sees at once: 16 gaps, which halve four times
-MOST = 65_536   # of anything that a config counts: widths, words, tokens; layers are 64 at most
+WINDOW = 17     # frames that the network sees at once: 16 gaps, which fills can halve
+MOST = 65_536   # the largest size in a config; of layers and blocks there are 64 at most
 
 
 class TextToVideo(nn.Module):

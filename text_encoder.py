@@ -8,7 +8,8 @@ words bind: in "a 3 moving left and a 5 moving up" each digit must find its own 
 
 Classifier-free guidance (Ho & Salimans 2022, 2207.12598) needs a prompt that says nothing. That is
 one learned vector here, trained by dropping captions; never a context with every token masked,
-whose softmax would be NaN. Imagen and CogVideo use large frozen encoders for open language instead.
+whose softmax would be NaN. For open language Imagen takes a large frozen encoder (T5) instead;
+CogVideo has none, its caption's tokens stand in one sequence with those of the frames.
 Run `python text_encoder.py` to see the tokens and that padding is invisible.
 """
 

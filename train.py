@@ -37,7 +37,7 @@ from support.console import (DEVICE, DIGITS, SEED, UserError, add_flags, exit_st
 from support.digits import load_digits
 from support.own_clips import FolderClips
 from support.run import (RANK, WORLD, Run, Stopped, average_gradients, check_resume, find_run,
-                         first_alone, join_processes, my_rows, print_once, settings_of, with_defaults)
+                         join_processes, my_rows, print_once, settings_of, with_defaults)
 from support.video import write_clip
 from text_encoder import TextConfig
 from unet3d import UNetConfig
@@ -218,7 +218,7 @@ def finish_vae(run, clips, seed):
     with torch.no_grad():
         errors = [(model.vae.decode(model.vae.encode(x)).clamp(-1, 1) - x).square().mean().item()
                   for x in frames]
-    print_once(f"\nvae: PSNR {10 * math.log10(4 / np.mean(errors)):.1f} dB a frame on training clips")
+    print_once(f"vae: PSNR {10 * math.log10(4 / np.mean(errors)):.1f} dB a frame on training clips")
 
 
 @torch.no_grad()
@@ -316,7 +316,7 @@ def new_model(args, clips):
 def train(args, saved):
     """What the command does."""
     device = join_processes(pick_device(args.device))
-    clips = first_alone(lambda: open_clips(args))
+    clips = open_clips(args)
     args.clips = clips.fingerprint
     for note in clips.notes:
         print_once(f"note: {note}", sys.stderr)

@@ -10,8 +10,10 @@ One network does every task of the papers it follows:
   network. Known frames enter as extra channels with a mask.
 - CogVideo (Hong et al. 2022, 2205.15868): a frame-rate token, here the stride in ticks, and
   recursive interpolation between known frames.
-No weight depends on the window's length: frames are told apart by sine waves, relative (rotary, Su
-et al. 2021, 2104.09864) and counted from the window's start, in layers that stills skip.
+No weight depends on the window's length: frames are told apart by sine waves, in layers that stills
+skip. Temporal attention has them twice: rotary (Su et al. 2021, 2104.09864), so that q·k knows how
+far apart two frames are, which smooth motion needs; and absolute, because "then" turns in the
+middle of the window, and distances alone do not tell where that is.
 
 Inside, activations are channels-last, b f h w c, from the first layer to the last: every axis move
 but the temporal attention's is a free view of the same memory. Run `python unet3d.py` for the U.
@@ -32,6 +34,8 @@ FRAME_WAVES = 8      # cosines and sines of the frame's number that a caption is
 class Norm(nn.LayerNorm):
     """LayerNorm over the channels of each place of each frame, so frames never mix.
 
+    A deviation: the papers' U-Nets have GroupNorm over a whole frame or clip. Per place it costs
+    less, does not depend on the clip's length, and one kind of norm serves all layers.
     Autocast would lift it to float32 and double its memory traffic; its statistics are float32
     inside the kernel anyway.
     """
@@ -90,7 +94,7 @@ class Attention(nn.Module):
 
     def forward(self, x, context=None, mask=None):
         y = self.norm(x)
-        if self.temporal:  # where in the window: "then" turns in the middle of the key frames
+        if self.temporal:  # which frame of the window
             frame = torch.arange(x.shape[1], device=x.device)
             y = y + sinusoid(frame, x.shape[2], FRAME_BASE).to(y.dtype)
         q = rearrange(self.q(y), "b n (h e) -> b h n e", h=self.heads)

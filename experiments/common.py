@@ -36,7 +36,7 @@ def run_parts(parts, names, args):
     """Calls each part as part(model, classifier, scenes, args) and returns the exit status."""
     def work():
         model = load(args.checkpoint, args.device)
-        device = model.vae.latent_std.device
+        device = model.device
         classifier, scenes = metrics.load_classifier(device=device), test_scenes(args, args.num)
         print(f"checkpoint {args.checkpoint or 'shipped'}, n {args.num}, seed {args.seed}, "
               f"{device}, digits {scenes.digits.source}")
@@ -63,7 +63,7 @@ def of_kind(kind, args):
 
 def encode(model, x):
     """Latents of clips x, a few at a time."""
-    device = model.vae.latent_std.device
+    device = model.device
     return torch.cat([model.vae.encode(part.to(device)) for part in x.split(16)])
 
 

@@ -8,7 +8,8 @@ puts noised truth where a frame is known; reconstruction guidance (Video Diffusi
 network(x, t) -> prediction; mask is True where x is known, eps the noise that x began with.
 
 The command fills 16 new frames between 17 real key frames by each way, and by two ways to cheat.
-You should see the learned mask ahead of all but the truth.
+You should see the learned mask (of weights that trained with known frames) ahead of all but the
+truth.
 """
 
 import sys
@@ -82,8 +83,8 @@ def fills(model, classifier, scenes, args):
     gap, middle = np.linalg.norm(there - here, axis=-1), (here + there) / 2          # b 16
     print("\nfills: 16 new frames between 17 real key frames; off: mean distance of the ink's "
           "centre from the midpoint\nin gaps between key frames, and the share within a quarter, "
-          f"in the {(gap >= 1).sum()} of {gap.size} gaps of 1 px or more (at most {gap.max():.1f})\n"
-          "way (a fill's steps)    PSNR dB    off  within %  digit %  steady %  s a clip")
+          f"in the {(gap >= 1).sum()} of {gap.size} gaps of 1 px or more (at most {gap.max():.1f})"
+          "\nway (a fill's steps)    PSNR dB    off  within %  digit %  steady %  s a clip")
 
     def row(name, x, seconds=0.):
         off = np.linalg.norm(centres(x) - middle, axis=-1)[gap >= 1] / gap[gap >= 1]

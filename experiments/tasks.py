@@ -1,11 +1,11 @@
 """Measures the tasks that one network learns beside text -> clip; the README's tables.
 
     python -m experiments.tasks --checkpoint runs/base/checkpoint.pt --data-root DIR --num 128
-    python -m experiments.tasks levels --num 32         at which noise levels it goes wrong
+    python -m experiments.tasks levels         at which noise levels it goes wrong, n 32 of a kind
 
 Prompts are "a 3 moving left" and the like, digits are test digits. Each part runs alone when it is
-named; without names all run, except levels (five minutes on two CPU cores for 32 clips) and larger
-(needs super-resolution).
+named; without names all run, except levels (some 20 minutes on a CPU core) and larger (which needs
+super-resolution).
 """
 
 import sys
@@ -199,9 +199,9 @@ def roughness(x):
 
 def larger(model, classifier, scenes, args):
     """Super-resolution of real clips (rebuilt by the VAE) against bicubic, to the truth at 128."""
-    from upscale import enlarge, upscale
-    ticks = np.arange(16) * 4
-    x = decode(model, encode(model, scenes.render(ticks))).to(model.vae.latent_std.device)
+    from upscale import enlarge, load_upscaler, upscale
+    upscaler, ticks = load_upscaler(args.checkpoint, model), np.arange(16) * 4
+    x = decode(model, encode(model, scenes.render(ticks))).to(model.device)
     truth = scenes.render(ticks, scale=2)
 
     def row(name, y):
@@ -214,7 +214,7 @@ def larger(model, classifier, scenes, args):
     row("truth", truth)
     row("bicubic", enlarge(x).cpu())
     for steps in (1, 2, 4, 10):
-        row(f"{steps} steps", upscale(model, x, steps).cpu())
+        row(f"{steps} steps", upscale(upscaler, x, steps).cpu())
 
 
 PARTS = dict(vae=vae, rates=rates, seams=seams, carry=carry, picture=picture, samplers=samplers,
@@ -228,6 +228,9 @@ def main(argv=None):
     args = p.parse_intermixed_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         p.error(f"there is no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")
+    if args.parts == ["levels"]:
+        p.set_defaults(num=32)
+        args = p.parse_intermixed_args(argv)
     return run_parts(PARTS, args.parts or USUAL, args)
 
 

@@ -21,7 +21,6 @@ import signal
 import sys
 import time
 import zipfile
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -74,24 +73,25 @@ def read_file(path):
     try:
         content = Path(path).read_bytes()
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if content[-22:-18] == b"PK\5\6":  # no comment, as shipped: sums of the entries alone
+            if any(entry.compress_type for entry in archive.infolist()):
+                raise ValueError("compressed")
+            if content[-22:-18] == b"PK\5\6":  # no comment, as shipped: each entry has its own sum
                 intact = archive.testzip() is None
             else:
-                intact = hashlib.sha256(content[:-66] + b"\0\0").hexdigest() == str(
-                    content[-64:], "ascii")
-            if not intact or any(entry.compress_type for entry in archive.infolist()):
-                raise ValueError
+                body = content[:-66] + b"\0\0"
+                intact = hashlib.sha256(body).hexdigest().encode() == content[-64:]
+        if not intact:
+            raise ValueError("damaged")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise UserError(f"{path} cannot be read: you have no permission to") from None
     except Exception as error:  # torch and zipfile raise a dozen kinds for files of others
-        raise UserError(f"{path} is no checkpoint of this program, or it is damaged "
+        raise UserError(f"{path} cannot be read as a checkpoint of this program, or it is damaged "
                         f"({type(error).__name__}): train one with train.py") from None
 
 
 # ---- going on with a run -------------------------------------------------------------------------
 
-NO_SETTINGS = ("out", "resume", "device", "compile", "prompts", "checkpoint")  # of a command, not of its run
+# what belongs to one command and not to its run
+NO_SETTINGS = ("out", "resume", "device", "compile", "prompts", "checkpoint")
 
 
 def find_run(folder, resume):
@@ -166,19 +166,9 @@ def join_processes(device):
                 raise UserError(f"there are {torch.cuda.device_count()} GPUs here: start no more "
                                 "processes than that")
             torch.cuda.set_device(device)
-        dist.init_process_group(timeout=timedelta(hours=6))  # the first may have clips to decode
+        dist.init_process_group()
         atexit.register(dist.destroy_process_group)
     return device
-
-
-def first_alone(work):
-    """work() in the first process, then in the others, which find what it has written."""
-    if RANK > 0:
-        dist.barrier()
-    result = work()
-    if RANK == 0 and WORLD > 1:
-        dist.barrier()
-    return result
 
 
 def my_rows(draw, b, *shape, g):
@@ -223,7 +213,7 @@ class Run:
             raise UserError(f"another run is writing into {self.folder}: stop it, or name another "
                             "folder with --out") from None
         if self.log_bytes() < seen:
-            print("note: rows of log.csv, which the checkpoint remembers, are lost", file=sys.stderr)
+            print("note: log.csv has lost rows that the checkpoint remembers", file=sys.stderr)
         self.file.truncate(min(seen, self.log_bytes()))
         if self.log_bytes() == 0:
             self.write(COLUMNS)
@@ -256,21 +246,22 @@ class Run:
         if self.saved and self.saved["progress"][0] == stage:
             first = self.saved["progress"][1]
             self.restore(optimizer)
-            if first > total:
-                raise UserError(f"the {stage} stage has made {first} steps already, so it cannot "
-                                f"end at {total}")
         else:
             self.save(stage, 0, optimizer)  # so that a folder with a log has a checkpoint
+        if first > total:
+            raise UserError(f"the {stage} stage has made {first} steps already, so it cannot end at "
+                            f"{total}")
         every = max(LOG_EVERY, total // 16 // LOG_EVERY * LOG_EVERY)
         self.mark = time.perf_counter()
         with tqdm(total=total, initial=first, desc=stage, disable=RANK > 0) as bar:
             for step in range(first, total):
                 yield step
                 bar.update()
-                done, stop = step + 1, 0
-                if done % LOG_EVERY == 0 or done == total:
-                    bar.set_postfix_str(self.row(stage, done))
-                    stop = self.asked_to_stop()
+                done = step + 1
+                if done % LOG_EVERY and done < total:
+                    continue
+                bar.set_postfix_str(self.row(stage, done))
+                stop = self.asked_to_stop()
                 if stop or done % every == 0 or done == total:
                     self.save(stage, done, optimizer)
                 if stop:
@@ -281,13 +272,13 @@ class Run:
         """Give the optimizer, and fp16's loss scaling, what the checkpoint has of them."""
         try:
             optimizer.load_state_dict(self.saved["optimizer"])
-            fit = all(value.shape in (p.shape, ()) for p, state in optimizer.state.items()
-                      for value in state.values())
+            fits = all(value.shape in (p.shape, ()) for p, state in optimizer.state.items()
+                       for value in state.values())
             if self.scaler.is_enabled() and self.saved["scaler"]:  # empty if it was not fp16 so far
                 self.scaler.load_state_dict(self.saved["scaler"])
         except Exception:  # a file may hold anything
-            fit = False
-        if not fit:
+            fits = False
+        if not fits:
             raise UserError(f"{self.folder / 'checkpoint.pt'} is damaged: its optimizer's state "
                             "does not fit the model")
 
@@ -300,6 +291,12 @@ class Run:
                 model=self.model.state_dict(), ema=self.ema.state_dict(),
                 optimizer=optimizer.state_dict(), scaler=self.scaler.state_dict(),
                 log_bytes=self.log_bytes()))
+
+    def write_weights(self):
+        """Write the averaged weights in half precision: all that sampling needs."""
+        if RANK == 0:
+            half = {name: value.half().cpu() for name, value in self.ema.state_dict().items()}
+            save(self.folder / "weights.pt", {"config": self.model.config, "ema": half})
 
     def asked_to_stop(self):
         """The signal that asked any of the processes to stop: all must stop together."""
@@ -339,10 +336,10 @@ class Run:
         steps fp16's loss scaling skipped, which is its way to find its scale."""
         finite = losses.isfinite().all(1)
         skipped = finite & ~norms.isfinite() & self.scaler.is_enabled()
+        bad = ~finite | ~(norms.isfinite() | skipped)
         if self.scaler.get_scale() < 1:  # it halves at every skipped step, from 65536
             raise UserError(f"nearly every step of stage {stage} was skipped until step {step}: "
                             "--resume with --amp bf16 or off")
-        bad = ~finite | ~(norms.isfinite() | skipped)
         if bad.any():
             i = int(bad.int().argmax())
             what = "gradient" if finite[i] else "loss"
@@ -352,9 +349,3 @@ class Run:
                             f"{stage}{where}: the last good checkpoint is kept; --resume with "
                             "--amp off, or begin again with a lower --lr")
         return int(skipped.sum())
-
-    def write_weights(self):
-        """The averaged weights in half precision: all that sampling needs."""
-        if RANK == 0:
-            half = {name: value.half().cpu() for name, value in self.ema.state_dict().items()}
-            save(self.folder / "weights.pt", {"config": self.model.config, "ema": half})

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+import imageio.v3 as imageio
+import numpy as np
 import pytest
 import torch
 
@@ -98,6 +100,35 @@ def test_two_runs_never_write_into_one_folder(trained, tmp_path, capsys):
         assert go_on(tmp_path / "run", "--steps", "4") == 2
     assert "another run is writing" in capsys.readouterr().err
     assert go_on(tmp_path / "run", "--steps", "4") == 0
+
+
+def test_a_folder_of_clips_trains_and_goes_on_where_it_was_moved(tmp_path, monkeypatch, capsys):
+    """Clips in three containers, with two captions each; their words become the vocabulary."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    rows = ["file_name,text"]
+    for k, name in enumerate(("a.avi", "b.webm", "c.mp4")):
+        frames = np.full((20, 64, 64, 3), 40 * k, np.uint8)
+        codec = {"b.webm": "libvpx"}.get(name, "libx264")
+        imageio.imwrite(folder / name, frames, plugin="FFMPEG", fps=10, codec=codec)
+        rows += [f"{name},the {k}th clip", f"{name},clip number {k}"]
+    (folder / "metadata.csv").write_text("\n".join(rows))
+    few = [word for word in FEW if word not in ("--digits", "drawn")]
+    out = tmp_path / "run"
+    assert train.main([*few, "--data", str(folder), "--out", str(out)]) == 0
+    assert "3 grey clips" in capsys.readouterr().err
+    words = run.read_file(out / "checkpoint.pt")["config"]["vocabulary"]
+    assert words == sorted("0 0th 1 1th 2 2th clip number the".split())
+    folder.rename(tmp_path / "moved")
+    assert go_on(out, "--steps", "4", "--data", str(tmp_path / "moved")) == 0
+    (tmp_path / "moved" / "a.avi").unlink()
+    assert go_on(out, "--steps", "5") == 0
+    assert "this run goes on with" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "moved", tmp_path / "others")
+    (tmp_path / "others" / "b.webm").unlink()
+    assert go_on(out, "--steps", "6", "--data", str(tmp_path / "others")) == 2
+    assert "cannot go on with" in capsys.readouterr().err
 
 
 # ---- stopped -------------------------------------------------------------------------------------

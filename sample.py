@@ -13,7 +13,6 @@ From Python:
 """
 
 import argparse
-import re
 import sys
 import time
 import warnings
@@ -25,6 +24,7 @@ from diffusion import SAMPLERS, guide
 from model import SHIPPED, WINDOW, amp, load, seeded
 from support.console import DEVICE, SEED, UserError, add_flags, exit_status, number, one_of
 from support.video import check_clip_path, read_picture, write_clip
+from text_encoder import words_of
 from unet3d import STRIDES
 
 CARRIED = 4                                     # known frames that a continuation begins with
@@ -36,17 +36,16 @@ CHUNK = 128          # windows sampled as one batch, to bound memory
 
 
 class Noise:
-    """Gaussian noise for windows of clips: each clip draws from a stream of its own, a function of
-    (seed, its number), so that a clip does not depend on the batch it is made in."""
+    """Gaussian noise like x (b*k c f h w), k windows for each of b clips. Each clip draws from a
+    stream of its own, a function of (seed, its number), so it does not depend on its batch."""
 
     def __init__(self, seed, clips):
         self.streams = [seeded(seed, i) for i in clips]
 
-    def __call__(self, like):
-        """Noise like `like` (b*k c f h w), k windows for each of b clips."""
-        k = len(like) // len(self.streams)
-        draws = [torch.randn(k, *like.shape[1:], generator=stream) for stream in self.streams]
-        return torch.cat(draws).to(like.device)
+    def __call__(self, x):
+        k = len(x) // len(self.streams)
+        draws = [torch.randn(k, *x.shape[1:], generator=stream) for stream in self.streams]
+        return torch.cat(draws).to(x.device)
 
 
 def denoiser(model, tokens, scale, **window):
@@ -77,28 +76,26 @@ def sample(model, tokens, noise, sampler, steps, scale, stride, known=None, know
 
     known (b c f h w), known_mask (b f): frames that are given; they come back as they were.
     """
+    diffusion = model.diffusion
     x_T = noise(torch.empty(len(tokens), *model.window, device=tokens.device))
-    if known is None:
-        return run_sampler(model, denoiser(model, tokens, scale, stride=stride), x_T, sampler,
-                           steps, noise)
     network = denoiser(model, tokens, scale, stride=stride, known=known, known_mask=known_mask)
-    mask = rearrange(known_mask, "b f -> b 1 f 1 1")
+    if known is None:
+        known, mask = x_T, torch.zeros((), dtype=torch.bool, device=x_T.device)
+    else:
+        mask = rearrange(known_mask, "b f -> b 1 f 1 1")
 
     # important: known frames of x are noised truth at every level, as in training. No loss ever
     # asked what the network says of them: left to it, they drift and lead the rest astray
     def predict(x, t):
-        return network(torch.where(mask, model.diffusion.q_sample(known, t, x_T), x), t)
+        return network(torch.where(mask, diffusion.q_sample(known, t, x_T), x), t)
 
-    return torch.where(mask, known, run_sampler(model, predict, x_T, sampler, steps, noise))
-
-
-def run_sampler(model, network, x_T, sampler, steps, noise):
-    """x_T -> x0 by the sampler of that name, of which only "ddpm" draws fresh noise on its way."""
     if sampler == "ddpm":
-        return model.diffusion.ddpm(network, x_T, steps, noise)
-    if sampler == "ddim":
-        return model.diffusion.ddim(network, x_T, steps)
-    return model.diffusion.dpm(network, x_T, steps)
+        x0 = diffusion.ddpm(predict, x_T, steps, noise)
+    elif sampler == "ddim":
+        x0 = diffusion.ddim(predict, x_T, steps)
+    else:
+        x0 = diffusion.dpm(predict, x_T, steps)
+    return torch.where(mask, known, x0)
 
 
 def begin_with(z):
@@ -211,7 +208,7 @@ def parse(argv):
         "python sample.py PROMPT [PROMPT ...] [options]   (--help lists them)"))
     p.add_argument("prompts", nargs="+", metavar="PROMPT", help='such as "a digit moving left"')
     args = add_flags(p, FLAGS).parse_intermixed_args(argv)  # prompts may stand among the options
-    if not all(re.search(r"\w", prompt) for prompt in args.prompts):
+    if not all(map(words_of, args.prompts)):
         raise UserError('a prompt has no words: write what should move where, such as '
                         '"a digit moving left"; --guidance 0 samples without a prompt')
     if args.chain and (len(args.prompts) < 2 or args.extend or args.best_of > 1):

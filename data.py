@@ -30,7 +30,7 @@ from support.video import write_clip, write_folder
 
 SIZE = 64         # pixels: height and width of a frame
 ACTION = 64       # ticks in the whole action, 20 a second
-STRIDES = {16: 4, 17: 4, 32: 2, 33: 2, 64: 1, 65: 1}  # frames that show the whole action -> ticks
+STRIDE_OF = {16: 4, 17: 4, 32: 2, 33: 2, 64: 1, 65: 1}  # frames that show the whole action -> ticks
 
 # ---- the language --------------------------------------------------------------------------------
 GRAMMAR = """\
@@ -279,10 +279,10 @@ def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device=
                     captions="full", digits=None):
     """Clips start ... start + n - 1: x (n c=1 f h=64 w=64) in [-1, 1], captions, truth (`Scenes`).
     num_frames: 16 or 17, 32 or 33, 64 or 65: the whole action at 5, 10 or 20 frames a second."""
-    if num_frames not in STRIDES:
-        raise UserError(f"num_frames is {num_frames}, but must be one of {list(STRIDES)}")
+    if num_frames not in STRIDE_OF:
+        raise UserError(f"num_frames is {num_frames}, but must be one of {list(STRIDE_OF)}")
     truth = MovingMNIST(captions, split, digits)(n, seed=seed, start=start)
-    x = truth.render(np.arange(num_frames) * STRIDES[num_frames], device)
+    x = truth.render(np.arange(num_frames) * STRIDE_OF[num_frames], device)
     return x, truth.captions, truth
 
 # ---- the command ---------------------------------------------------------------------------------

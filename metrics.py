@@ -24,10 +24,11 @@ from einops import rearrange, reduce
 from torch import nn
 
 import data
-from data import ACTION, KINDS, MOTIONS, SIZE, STRIDES
+from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF
 from model import load, pick_device
 from sample import generate
 from support.console import UserError, exit_status, number
+from support.run import read_file
 
 CLASSIFIER = Path(__file__).parent / "checkpoints" / "classifier.pt"
 BOX = {1: 28, 2: 20}  # pixels: the side of a digit's box in clips of one and of two
@@ -65,8 +66,8 @@ def load_classifier(path=CLASSIFIER, device="cpu"):
     """The trained `DigitNet`, ready to read."""
     try:
         net = DigitNet()  # in single precision; the file's half is copied into it
-        net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
-    except Exception as error:  # torch.load raises a dozen kinds
+        net.load_state_dict(read_file(path)["model"])
+    except Exception as error:  # a file may hold anything
         raise UserError(f"{path} is missing or damaged ({type(error).__name__}): make it with "
                         "`python -m experiments.train_digitnet`") from None
     return net.to(device).eval()
@@ -245,10 +246,10 @@ def read_clip(x, classifier, ticks):
 def read_clips(x, classifier, stride_ticks=None):
     """Reads clips x (b c f h w) in [-1, 1], one by one; pixels are all it sees. stride_ticks:
     between frames, by default that of the whole action in f frames."""
-    if x.ndim != 5 or x.shape[-2:] != (SIZE, SIZE) or not (stride_ticks or x.shape[2] in STRIDES):
+    if x.ndim != 5 or x.shape[-2:] != (SIZE, SIZE) or not (stride_ticks or x.shape[2] in STRIDE_OF):
         raise UserError(f"clips of shape {tuple(x.shape)} cannot be read: they must be "
-                        f"(b c f {SIZE} {SIZE}) with f one of {list(STRIDES)}")
-    ticks = np.arange(x.shape[2]) * (stride_ticks or STRIDES[x.shape[2]])
+                        f"(b c f {SIZE} {SIZE}) with f one of {list(STRIDE_OF)}")
+    ticks = np.arange(x.shape[2]) * (stride_ticks or STRIDE_OF[x.shape[2]])
     device = classifier.head.weight.device
     rows = [read_clip(clip.to(device), classifier, ticks) for clip in x]
     return Readings(*map(np.array, zip(*rows)))

@@ -71,31 +71,33 @@ def denoiser(model, tokens, scale, **window):
     return predict
 
 
+def replacement(diffusion, network, known, mask, eps):
+    """The network with what is known of x (mask True) replaced by noised truth at every level (Song
+    et al. 2021, score SDE, 2011.13456, appendix I.2), as in training. important: no loss ever asked
+    what it says of known frames; left to it, they drift and lead the rest astray."""
+    def predict(x, t):
+        return network(torch.where(mask, diffusion.q_sample(known, t, eps), x), t)
+
+    return predict
+
+
 def sample(model, tokens, noise, sampler, steps, scale, stride, known=None, known_mask=None):
     """One batch of windows for captions tokens (b n) -> latents (b c f h w).
 
     known (b c f h w), known_mask (b f): frames that are given; they come back as they were.
     """
-    diffusion = model.diffusion
     x_T = noise(torch.empty(len(tokens), *model.window, device=tokens.device))
     network = denoiser(model, tokens, scale, stride=stride, known=known, known_mask=known_mask)
-    if known is None:
-        known, mask = x_T, torch.zeros((), dtype=torch.bool, device=x_T.device)
-    else:
+    if known is not None:
         mask = rearrange(known_mask, "b f -> b 1 f 1 1")
-
-    # important: known frames of x are noised truth at every level, as in training. No loss ever
-    # asked what the network says of them: left to it, they drift and lead the rest astray
-    def predict(x, t):
-        return network(torch.where(mask, diffusion.q_sample(known, t, x_T), x), t)
-
+        network = replacement(model.diffusion, network, known, mask, x_T)
     if sampler == "ddpm":
-        x0 = diffusion.ddpm(predict, x_T, steps, noise)
+        x0 = model.diffusion.ddpm(network, x_T, steps, noise)
     elif sampler == "ddim":
-        x0 = diffusion.ddim(predict, x_T, steps)
+        x0 = model.diffusion.ddim(network, x_T, steps)
     else:
-        x0 = diffusion.dpm(predict, x_T, steps)
-    return torch.where(mask, known, x0)
+        x0 = model.diffusion.dpm(network, x_T, steps)
+    return x0 if known is None else torch.where(mask, known, x0)
 
 
 def begin_with(z):

@@ -243,7 +243,7 @@ def write_samples(run, stage, step, x, prompts):
 MADE = "moving_mnist_captions"  # the data that is made on the fly
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.bfloat16}
 COUNT = number(int, 1, 10**6)
-FLAGS = (  # a default of None is the preset's; on --resume all settings are the run's own
+FLAGS = (  # a default of None is the preset's; on --resume all defaults are the run's own
     ("--data", str, MADE, "captions made on the fly, or a folder of captioned clips (README)"),
     ("--preset", one_of("auto", *PRESETS), "auto", "auto: base on a GPU, tiny on a CPU"),
     ("--captions", one_of("full", "four"), None, "the whole grammar, or one digit, 4 directions"),

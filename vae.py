@@ -134,7 +134,9 @@ def _per_channel(v):
 
 
 if __name__ == "__main__":
-    from data import captioned_clips, load_digits, write_clip
+    from data import captioned_clips
+    from support.digits import load_digits
+    from support.video import write_clip
 
     torch.manual_seed(0)
     x, _, _ = captioned_clips(6, num_frames=16, digits=load_digits("train", "drawn"))

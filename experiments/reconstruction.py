@@ -22,7 +22,7 @@ from einops import rearrange, repeat
 import metrics
 from experiments.common import centres, decode, encode, flags, run_parts
 from model import seeded
-from sample import denoiser
+from sample import denoiser, replacement
 
 WAYS = {"learned mask": (1, 2, 4, 10), "replacement": (10,), "reconstruction": (10,)}  # steps
 
@@ -31,14 +31,6 @@ def from_x0(diffusion, x0, xt, t):
     """The prediction that means this x0 at xt: what `Diffusion.to_x0_eps` undoes."""
     a, s = diffusion._scales(t, xt)
     return diffusion.target(x0, t, (xt - a * x0) / s)
-
-
-def replacement(diffusion, model, known, mask, eps):
-    """The network with x's known part replaced by noised truth. The rest is denoised beside it, but
-    nothing tells it to agree, unless the network was trained to see what is known."""
-    def predict(x, t):
-        return model(torch.where(mask, diffusion.q_sample(known, t, eps), x), t)
-    return predict
 
 
 def reconstruction(diffusion, model, known, mask, eps, weight=2.0):

@@ -1,4 +1,4 @@
-"""Measures the tasks that one network learns beside text -> clip; the README's tables.
+"""Measures the tasks that one network learns beside text -> clip; the tables of docs/results.md.
 
     python -m experiments.tasks --checkpoint runs/base/checkpoint.pt --data-root DIR --num 128
     python -m experiments.tasks levels         at which noise levels it goes wrong, n 32 of a kind

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from experiments.common import exit_status, number
 from metrics import CLASSIFIER, INK, DigitNet, centroid, crop
+from support.console import exit_status, number
+from support.run import save
 
 
 def blur(frames, sigma):
@@ -76,7 +77,7 @@ def main(argv=None):
         net = train_classifier(digits, args.seed)
         half = {name: value.half() if value.is_floating_point() else value
                 for name, value in net.state_dict().items()}
-        torch.save({"config": net.config, "model": half}, CLASSIFIER)
+        save(CLASSIFIER, {"model": half})
         print(f"saved {CLASSIFIER}: DigitNet trained on {digits.source}, seed {args.seed}")
 
     return exit_status(work)

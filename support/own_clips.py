@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from einops import rearrange
 from tqdm import tqdm
 
 from support.console import UserError, printable
@@ -66,7 +67,7 @@ def read_clip(path, crop):
     x = rgba[..., :3] * (rgba[..., 3:] > 127)  # what is transparent is black
     if (x.max(-1) - x.min(-1)).max() <= GREY:
         x = ((x.sum(-1, dtype=np.uint16) + 1) // 3).astype(np.uint8)[..., None]  # mean, rounded
-    return np.moveaxis(x, -1, 1)
+    return rearrange(x, "n h w c -> n c h w")
 
 
 def decoded(path, crop):
@@ -231,5 +232,5 @@ class Draws:
         x = np.empty((*frame.shape, self.channels, SIZE, SIZE), np.uint8)            # n f c h w
         for i, file in enumerate(self.files):  # a grey clip fills all channels of a colour set
             x[i] = np.load(file, mmap_mode="r")[frame[i]]
-        x = torch.from_numpy(x).to(device).transpose(1, 2)                           # n c f h w
-        return x.float().div_(127.5).sub_(1)
+        x = rearrange(torch.from_numpy(x).to(device), "n f c h w -> n c f h w")
+        return x.float() / 127.5 - 1

@@ -1,11 +1,10 @@
 """Diffusion: noise schedules, the loss, guidance and three samplers.
 
-A network that can tell how much noise is in x can also take some away. Training: mix data with
-noise at a random level t and ask for the noise back. Sampling: start from pure noise x_T and step
-down the levels; at each, the network's guess of x0 says where to go. "Ancestral" steps also add a
-little fresh noise, as the true reverse process does. DDIM and DPM-Solver++ add none: they follow
-the probability-flow ODE, which ends in the same distribution; its clock is the half log-SNR,
-log(sqrt(alpha_bar) / sqrt(1 - alpha_bar)).
+A network that can tell what of x is noise can also take some away. Training: mix data with noise
+at a random level t and ask for the noise, the data, or a blend of the two (v). Sampling: start from
+pure noise x_T and step down the levels; at each, the network's guess of x0 says where to go.
+"Ancestral" steps also add a little fresh noise, as the true reverse process does. DDIM and
+DPM-Solver++ add none: they follow the probability-flow ODE, which ends in the same distribution.
 
 Everything here sees the network only as a function model(x, t) -> prediction, so a closed form or
 another library's network can be put in its place. x is whatever is diffused, of any shape (b ...);
@@ -92,31 +91,32 @@ class Diffusion:
 
     # ---- the process, and three names for one prediction -----------------------------------------
 
-    def _scales(self, t, like):
+    def scales(self, t, like):
         """a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t): for levels t (b,) shaped to multiply
         `like` (b ...), for one level t, an int that all share, two numbers.
 
         important: the tables are float64 and cast last. In float32, 1 - alpha_bar loses its digits
-        near t = 0, and with them the small variances of the last steps.
+        near t = 0, and with them the small variances of the last steps. t = -1 means no noise: a = 1.
         """
         if isinstance(t, int):
             return self.signal[t].item(), self.noise[t].item()
         shape = -1, *[1] * (like.ndim - 1)
-        return (table.to(like.dtype).to(like.device)[t].reshape(shape)
-                for table in (self.signal, self.noise))
+        return [table.to(like.dtype).to(like.device)[t].reshape(shape)
+                for table in (self.signal, self.noise)]
 
     def q_sample(self, x0, t, eps):
         """xt = √ᾱ·x0 + √(1−ᾱ)·ε   (DDPM Eq. 4)"""
-        a, s = self._scales(t, x0)
+        a, s = self.scales(t, x0)
         return a * x0 + s * eps
 
     def target(self, x0, t, eps):
         """What the network should return: ε, x0 or v = √ᾱ·ε − √(1−ᾱ)·x0  (Salimans & Ho, app. D)
 
-        At high noise ε is nearly xt itself and says nothing of x0; at low noise so is x0. v asks
-        for what is missing at both ends, and `to_x0_eps` never divides by a number near zero.
+        Near pure noise xt is nearly ε, so ε can be copied and says nothing of x0. Near clean data
+        xt is nearly x0, and x0 can be copied. At either end v asks for what cannot be copied, and
+        `to_x0_eps` never divides by a number near zero.
         """
-        a, s = self._scales(t, x0)
+        a, s = self.scales(t, x0)
         return {"eps": eps, "x0": x0, "v": a * eps - s * x0}[self.predict]
 
     def to_x0_eps(self, prediction, xt, t):
@@ -124,7 +124,7 @@ class Diffusion:
 
         (xt, v) is (x0, eps) turned by an angle with cosine a and sine s, so v turns back.
         """
-        a, s = self._scales(t, xt)
+        a, s = self.scales(t, xt)
         if self.predict == "v":
             return a * xt - s * prediction, s * xt + a * prediction
         if self.predict == "x0":
@@ -142,8 +142,8 @@ class Diffusion:
 
     def posterior(self, x0, xt, t, t_prev):
         """Mean and variance of q(x_prev | xt, x0)   (DDPM Eq. 6 and 7), for any t_prev < t."""
-        a, s = self._scales(t, xt)
-        a_prev, s_prev = self._scales(t_prev, xt)
+        a, s = self.scales(t, xt)
+        a_prev, s_prev = self.scales(t_prev, xt)
         alpha = (a / a_prev) ** 2  # of the whole jump t_prev -> t; 1 - alpha is its beta
         mean = (a_prev * (1 - alpha) * x0 + (a / a_prev) * s_prev ** 2 * xt) / s ** 2
         return mean, s_prev ** 2 / s ** 2 * (1 - alpha)
@@ -152,7 +152,7 @@ class Diffusion:
 
     @torch.no_grad()
     def ddpm(self, model, x_T, steps, noise=torch.randn_like):
-        """Ancestral sampling (DDPM Alg. 2) on the respaced chain, its posterior variance β̃."""
+        """Ancestral sampling (DDPM Alg. 2) over the jumps between levels, posterior variance β̃."""
         x = x_T
         for t, t_prev in jumps(steps):
             x0, _ = self.to_x0_eps(model(x, every(x, t)), x, t)
@@ -166,7 +166,7 @@ class Diffusion:
         x = x_T
         for t, t_prev in jumps(steps):
             x0, eps = self.to_x0_eps(model(x, every(x, t)), x, t)
-            a_prev, s_prev = self._scales(t_prev, x)
+            a_prev, s_prev = self.scales(t_prev, x)
             _, variance = self.posterior(x0, x, t, t_prev)
             sigma = eta * variance ** 0.5
             x = a_prev * x0 + max(0.0, s_prev ** 2 - sigma ** 2) ** 0.5 * eps
@@ -178,18 +178,18 @@ class Diffusion:
     def dpm(self, model, x_T, steps):
         """DPM-Solver++(2M) (Lu et al. 2022 Alg. 2), the midpoint form: second order in the
         half log-SNR λ = log(√ᾱ / √(1−ᾱ)), first order at the first and the last step."""
-        x, x0_last, h_last = x_T, None, None  # each step: x' = s'/s·x − a'·(e⁻ʰ − 1)·D
+        x, x0_last, h_last = x_T, None, None  # each step, h long in λ: x' = s'/s·x − a'·(e⁻ʰ−1)·D
         for t, t_prev in jumps(steps):
             x0, _ = self.to_x0_eps(model(x, every(x, t)), x, t)
             if t_prev == -1:
                 return x0                  # λ is infinite at ᾱ = 1: all that is left is x0
-            a, s = self._scales(t, x)
-            a_prev, s_prev = self._scales(t_prev, x)
+            a, s = self.scales(t, x)
+            a_prev, s_prev = self.scales(t_prev, x)
             h = math.log(a_prev / s_prev) - math.log(a / s)
             d = x0                         # x0 at the middle of the step, by extrapolation
             if x0_last is not None:
-                r = h / (2 * h_last)
-                d = (1 + r) * x0 - r * x0_last
+                half = h / (2 * h_last)    # of this step, in steps like the last
+                d = (1 + half) * x0 - half * x0_last
             x = s_prev / s * x - a_prev * math.expm1(-h) * d
             x0_last, h_last = x0, h
 
@@ -200,7 +200,7 @@ if __name__ == "__main__":
 
     def ideal(x, t):
         """v of E[x0 | xt] where x0 ~ N(mean, std^2): the best any network could learn."""
-        a, s = diffusion._scales(t, x)
+        a, s = diffusion.scales(t, x)
         x0 = mean + a * std ** 2 * (x - a * mean) / (a ** 2 * std ** 2 + s ** 2)
         return (a * x - x0) / s
 

@@ -5,8 +5,8 @@
 As in CogVideo (Hong et al. 2022, arXiv:2205.15868, section 3.1) the 17 key frames come first, at
 stride 4. Then windows at half the stride take 9 neighbours as their even frames and fill the 8
 between: 17 -> 33 -> 65 frames, of which the last is dropped. Windows share their end frames, so
-nothing can jump where they meet. The same network animates a picture (its first frame known),
-goes on from a clip's last four frames, and shows a part of the action at a finer stride.
+nothing can jump where they meet. Weights of train.py also animate a picture (their first frame is
+known), go on from a clip's last four frames, and show a part of the action at a finer stride.
 From Python:
     model = load()                                     the shipped weights
     x = generate(model, ["a 3 moving left"])           x (b c f h w) in [-1, 1]
@@ -31,8 +31,8 @@ CARRIED = 4                                     # known frames that a continuati
 SECONDS, TICKS = 3.2, 20                        # one action; ticks a second
 STEPS = {"dpm": 20, "ddim": 50, "ddpm": 250}    # for key frames; a fill takes a tenth
 GUIDANCE = 3.0
-GUIDED_UP_TO = 0.34  # alpha_bar: where less of the signal is left, guidance works (t >= 600)
-CHUNK = 128          # windows sampled as one batch, to bound memory
+GUIDED_BELOW = 0.34    # alpha_bar: guidance works where less of the signal is left (t >= 600)
+WINDOWS_AT_ONCE = 128  # sampled as one batch, to bound memory
 
 
 class Noise:
@@ -48,12 +48,12 @@ class Noise:
         return torch.cat(draws).to(x.device)
 
 
-def denoiser(model, tokens, scale, **window):
+def denoiser(model, tokens, scale, **shown):
     """The network as a function (x, t) -> guided prediction, which is all that samplers see.
 
-    tokens (b n); window: stride, known and known_mask, as `UNet3D.forward` takes them. Guidance
-    works at high noise only, where the content is decided: from there on one pass is enough. (We
-    claim no more than the saved passes: no other interval was measured to be better.)
+    tokens (b n); shown: stride, known and known_mask, as `UNet3D.forward` takes them. Ho & Salimans
+    guide at every level; we only at high noise, where the content is decided (an interval, as in
+    Kynkäänniemi et al. 2024, 2404.07724). That saves passes; clips were measured to be no better.
     """
     with amp(tokens.device):
         captioned = model.text_encoder(tokens)                              # context, context_mask
@@ -62,11 +62,11 @@ def denoiser(model, tokens, scale, **window):
     def predict(x, t):
         with amp(x.device):
             if scale == 0:
-                return model.unet(x, t, *silent, **window)
-            conditional = model.unet(x, t, *captioned, **window)
-            if scale == 1 or model.diffusion.alpha_bar[t[0]] > GUIDED_UP_TO:
+                return model.unet(x, t, *silent, **shown)
+            conditional = model.unet(x, t, *captioned, **shown)
+            if scale == 1 or model.diffusion.alpha_bar[t[0]] > GUIDED_BELOW:
                 return conditional
-            return guide(model.unet(x, t, *silent, **window), conditional, scale)
+            return guide(model.unet(x, t, *silent, **shown), conditional, scale)
 
     return predict
 
@@ -100,28 +100,27 @@ def sample(model, tokens, noise, sampler, steps, scale, stride, known=None, know
     return x0 if known is None else torch.where(mask, known, x0)
 
 
-def begin_with(z):
-    """A window that begins with the frames z (b c k h w): known (b c f h w), known_mask (b f)."""
+def begin_with(z, step=1):
+    """Windows that begin with frames z (b c k h w), one every `step`: known (b c f h w) and
+    known_mask (b f)."""
     b, c, k, h, w = z.shape
-    known = torch.cat([z, z.new_zeros(b, c, WINDOW - k, h, w)], dim=2)
-    return known, repeat(torch.arange(WINDOW, device=z.device) < k, "f -> b f", b=b)
+    known, known_mask = z.new_zeros(b, c, WINDOW, h, w), z.new_zeros(b, WINDOW, dtype=torch.bool)
+    known[:, :, :k * step:step], known_mask[:, :k * step:step] = z, True
+    return known, known_mask
 
 
-def fill(model, z, captions, speaker, noise, sampler, steps, scale, stride):
-    """Frames z (b c n h w) -> (b c 2n-1 h w): windows of 9 neighbours get 8 new frames between.
+def fill(model, z, told, noise, sampler, steps, scale, stride):
+    """Frames z (b c f h w) -> (b c 2f-1 h w): windows of 9 neighbours get 8 new frames between.
 
-    captions: a list of tokens (b n); speaker (n,): which of them each frame of z belongs to.
+    told (b f n): tokens of each frame's caption; a window hears that of its middle frame.
     """
-    b, n, ends = len(z), z.shape[2], (WINDOW + 1) // 2
-    starts = [min(i, n - ends) for i in range(0, n - 1, ends - 1)]   # neighbours share a frame
+    b, f, ends = len(z), z.shape[2], (WINDOW + 1) // 2
+    starts = [min(i, f - ends) for i in range(0, f - 1, ends - 1)]   # neighbours share a frame
     windows = torch.stack([z[:, :, i:i + ends] for i in starts], dim=1)              # b k c 9 h w
-    known = z.new_zeros(b * len(starts), *model.window)
-    known[:, :, ::2] = rearrange(windows, "b k c e h w -> (b k) c e h w")
-    mask = repeat(torch.arange(WINDOW, device=z.device) % 2 == 0, "f -> b f", b=len(known))
-    tokens = torch.stack([captions[speaker[i + ends // 2]] for i in starts], dim=1)  # b k n
-    new = sample(model, rearrange(tokens, "b k n -> (b k) n"), noise, sampler, steps, scale, stride,
-                 known, mask)
-    out = z.new_zeros(*z.shape[:2], 2 * n - 1, *z.shape[3:])
+    known, known_mask = begin_with(rearrange(windows, "b k c e h w -> (b k) c e h w"), step=2)
+    tokens = rearrange(told[:, [i + ends // 2 for i in starts]], "b k n -> (b k) n")
+    new = sample(model, tokens, noise, sampler, steps, scale, stride, known, known_mask)
+    out = z.new_zeros(*z.shape[:2], 2 * f - 1, *z.shape[3:])
     for i, window in zip(starts, rearrange(new, "(b k) c f h w -> k b c f h w", b=b)):
         out[:, :, 2 * i:2 * i + WINDOW] = window
     return out
@@ -144,27 +143,25 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     check_plan(num_frames, stride, first is not None or len(then) > 0, sampler)
     prompts, steps = [prompts] if isinstance(prompts, str) else prompts, steps or STEPS[sampler]
     lines = [model.tokenizer(line).to(model.device) for line in (prompts, *then)]      # s of (b n)
-    chunk = max(1, CHUNK * 16 // (num_frames * len(lines)))
+    chunk = max(1, WINDOWS_AT_ONCE * 16 // (num_frames * len(lines)))
     clips = []
     for i in range(0, len(prompts), chunk):
-        captions = [line[i:i + chunk] for line in lines]
-        noise = Noise(seed, range(i, i + len(captions[0])))
-        known = ()
+        tokens, *later = (line[i:i + chunk] for line in lines)
+        noise, known = Noise(seed, range(i, i + len(tokens))), ()
         if first is not None:
             known = begin_with(model.vae.encode(first[i:i + chunk].to(model.device)))
-        z = sample(model, captions[0], noise, sampler, steps, scale, stride, *known)
-        speaker = [0] * WINDOW                                   # which caption each frame is of
-        for k in range(1, len(captions)):                        # go on from the last four frames
-            new = sample(model, captions[k], noise, sampler, steps, scale, stride,
+        z = sample(model, tokens, noise, sampler, steps, scale, stride, *known)
+        told = repeat(tokens, "b n -> b f n", f=WINDOW)          # each frame's caption
+        for tokens in later:                                     # go on from the last four frames
+            new = sample(model, tokens, noise, sampler, steps, scale, stride,
                          *begin_with(z[:, :, -CARRIED:]))
             z = torch.cat([z, new[:, :, CARRIED:]], dim=2)
-            speaker = speaker + [k] * (WINDOW - CARRIED)
+            told = torch.cat([told, repeat(tokens, "b n -> b f n", f=WINDOW - CARRIED)], dim=1)
         finer, frames = stride, 16
         while frames < num_frames:                               # 17 -> 33 -> 65
             finer, frames = finer // 2, 2 * frames
-            z = fill(model, z, captions, speaker, noise, sampler, max(1, steps // 10),
-                     min(scale, 1), finer)
-            speaker = [k for k in speaker for _ in (0, 1)][:-1]
+            z = fill(model, z, told, noise, sampler, max(1, steps // 10), min(scale, 1), finer)
+            told = repeat(told, "b f n -> b (f 2) n")[:, :-1]
         with amp(model.device):
             clips.append(model.vae.decode(z[:, :, :-1]).float().clamp(-1, 1))
     return torch.cat(clips)
@@ -193,15 +190,14 @@ FLAGS = (
      "else 20 (dpm), 50 (ddim), 250 (ddpm)"),
     ("--sampler", one_of(*SAMPLERS), "dpm", "how to get from noise to a clip"),
     ("--guidance", number(float, 0, 100), GUIDANCE, "0 ignores the prompt, 1 is plain conditional"),
-    ("--seed", SEED, 0, "of the noise"),
     ("--num", number(int, 1, 1000), 1, "clips of each prompt, shown as one grid"),
-    ("--device", DEVICE, "auto", "where to work"),
     ("--stride", int, 4, "ticks of 1/20 s between frames; 2 or 1 shows 16 frames of a part"),
     ("--image", str, None, "a picture that the clip begins with"),
     ("--extend", number(int, 0, 20), 0, "go on so often from the last four key frames, 2.6 s each"),
     ("--chain", bool, False, "one clip that does what the prompts say, one after the other"),
     ("--best-of", number(int, 1, 64), 1, "make so many clips, keep the one that suits best"),
-    ("--upscale", number(int, 1, 2), 1, "2: super-resolution to 128x128 pixels"))
+    ("--upscale", number(int, 1, 2), 1, "2: super-resolution to 128x128 pixels"),
+    SEED, DEVICE)
 
 
 def parse(argv):
@@ -217,7 +213,8 @@ def parse(argv):
         raise UserError("--chain takes two or more prompts, and neither --extend nor --best-of")
     if args.best_of > 1 and (args.extend or args.num > 1):
         raise UserError("--best-of keeps one clip of each prompt: leave out --extend and --num")
-    args.frames = args.frames or (32 if args.stride == 4 else 16)
+    if args.frames is None:
+        args.frames = 32 if args.stride == 4 else 16
     known = args.image is not None or args.extend > 0 or args.chain
     check_plan(args.frames, args.stride, known, args.sampler)
     check_clip_path(args.out)
@@ -227,10 +224,9 @@ def parse(argv):
 
 def make_clips(args, model):
     """What the command asks for: clips x (b c f h w)."""
-    each, then, first = args.num * args.best_of, [], None
+    each, first = args.num * args.best_of, None
     if args.chain:
-        prompts = args.prompts[:1] * each
-        then = [[prompt] * each for prompt in args.prompts[1:]]
+        prompts, *then = ([prompt] * each for prompt in args.prompts)
     else:
         prompts = [prompt for prompt in args.prompts for _ in range(each)]
         then = [prompts] * args.extend

@@ -32,12 +32,13 @@ import data
 from diffusion import PREDICTIONS, SCHEDULES, T
 from model import WINDOW, TextToVideo, pick_device, restore, seeded
 from sample import CARRIED, generate
-from support.console import (DEVICE, DIGITS, SEED, UserError, add_flags, exit_status, number,
-                             one_of)
+from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
+                             number, one_of)
 from support.digits import load_digits
 from support.own_clips import FolderClips
-from support.run import (RANK, WORLD, Run, Stopped, average_gradients, check_resume, find_run,
-                         join_processes, my_rows, print_once, settings_of, with_defaults)
+from support.processes import (RANK, WORLD, average_gradients, join_processes, my_rows,
+                               print_once)
+from support.run import Run, check_resume, find_run, settings_of, with_defaults
 from support.video import write_clip
 from text_encoder import TextConfig
 from unet3d import UNetConfig
@@ -64,7 +65,7 @@ MEASURED = 16             # batches of 256 frames that the latents' mean and std
 
 # ---- what a step sees ----------------------------------------------------------------------------
 
-# The windows of 17 frames teach five tasks; of 16 windows so many show
+# The windows of 17 frames teach five tasks, those before FILL at stride 4; of 16 windows so many show
 KEYS = 0      # 9  the whole action at stride 4, no frame known      (text -> clip)
 IMAGE = 1     # 1  the same, its first frame known                   (picture -> clip)
 CONTINUE = 2  # 2  four known frames, then the action                (continuation, chains)
@@ -123,9 +124,10 @@ def diffusion_loss(model, x, captions, stride, known_mask, g):
     drop = my_rows(torch.rand, b, g=g) < DROP_CAPTION
     context, context_mask = model.text_encoder(model.tokenizer(captions).to(device), drop)
 
-    # High levels more often, u = t/T with density 2u in stills and 4u³ in clips: 17 frames that
-    # repeat each other give their motion away until almost nothing is left of them, so only there
-    # is the caption needed and learned (Chen 2023, arXiv:2301.10972, on redundancy and noise).
+    # Uniform t would spend most steps where 17 frames, which repeat each other, still show their
+    # motion; only where almost nothing is left of them is the caption needed and learned. So high
+    # levels come more often: u = t/T has density 2u in stills and 4u³ in clips (Chen 2023,
+    # arXiv:2301.10972, on redundancy and noise).
     power = 1 / 2 if z.shape[2] == 1 else 1 / 4
     t = (T * my_rows(torch.rand, b, g=g) ** power).long().clamp(max=T - 1)
     eps = my_rows(torch.randn, *z.shape, g=g)
@@ -133,8 +135,8 @@ def diffusion_loss(model, x, captions, stride, known_mask, g):
     known, weight = None, None
     if known_mask is not None:
         # important: known frames are noised a little, else the network trusts them to the last
-        # digit and errors grow from fill to fill (conditioning augmentation, Ho et al. 2021, who
-        # also tell the network how much; ours finds out)
+        # digit and errors grow from fill to fill (conditioning augmentation, Ho et al. 2021,
+        # 2106.15282, who also tell the network how much; ours finds out)
         level = KNOWN_NOISE * my_rows(torch.rand, b, 1, 1, 1, 1, g=g)
         known = z + level * my_rows(torch.randn, *z.shape, g=g)
         known_mask = known_mask.to(device)
@@ -155,13 +157,15 @@ def learning_rate(step, steps, peak):
 
 @torch.no_grad()
 def update_ema(ema, model, step):
-    """ema <- decay·ema + (1 - decay)·model: over about the last tenth of the steps made so far."""
+    """ema <- decay·ema + (1 - decay)·model: over about the last tenth of the stage's steps so far."""
     pairs = [(e, p) for e, p in zip(ema.parameters(), model.parameters()) if p.requires_grad]
-    get_ema_multi_avg_fn((1 + step) / (10 + step))(*zip(*pairs), None)
+    averages, weights = zip(*pairs)
+    decay = (1 + step) / (10 + step)
+    get_ema_multi_avg_fn(decay)(averages, weights, None)  # all of them in one call
 
 
 def step_loss(stage, model, clips, step, args):
-    """The loss () that a step minimises, each item's loss (b,) and noise level (b,), and x."""
+    """The loss () that a step minimises, and for the log each item's loss (b,) and t (b,)."""
     g = seeded(args.seed, stage, step, device=model.device)
     n = args.batch_size * PER_CLIP[stage] // WORLD       # items of this process, of the whole batch
     first, k = (step * WORLD + RANK) * n, args.stills_per_clip
@@ -178,7 +182,7 @@ def step_loss(stage, model, clips, step, args):
         stills = draw_stills(clips, args.seed, "stills", first * k, n * k, model.device)
         apart, _ = diffusion_loss(model, *stills, g)
         loss = (WINDOW * loss + k * apart.mean()) / (WINDOW + k)
-    return loss, losses, t, batch[0]
+    return loss, losses, t
 
 
 def train_stage(stage, steps, peak, run, clips, args):
@@ -191,8 +195,8 @@ def train_stage(stage, steps, peak, run, clips, args):
                                   fused=device.type == "cuda")
     scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")  # else it does nothing
     for step in run.steps(stage, steps, optimizer, scaler):      # resumes, logs, saves and stops
-        with torch.autocast(device.type, AMP[args.amp], enabled=args.amp != "off"):
-            loss, losses, t, x = step_loss(stage, model, clips, step, args)
+        with torch.autocast(device.type, AMP_DTYPE[args.amp], enabled=args.amp != "off"):
+            loss, losses, t = step_loss(stage, model, clips, step, args)
         scaler.scale(loss).backward()
         average_gradients(trained)                               # of all processes
         scaler.unscale_(optimizer)
@@ -204,7 +208,7 @@ def train_stage(stage, steps, peak, run, clips, args):
         update_ema(run.ema, model, step)
         run.log(losses, t, norm, lr)
         if step + 1 == steps or (step + 1) % max(100, steps // 4) == 0:
-            write_samples(run, stage, step + 1, x, args.prompts)
+            write_samples(run, stage, step + 1, clips, args)
 
 
 def finish_vae(run, clips, seed):
@@ -218,21 +222,23 @@ def finish_vae(run, clips, seed):
     with torch.no_grad():
         errors = [(model.vae.decode(model.vae.encode(x)).clamp(-1, 1) - x).square().mean().item()
                   for x in frames]
-    print_once(f"vae: PSNR {10 * math.log10(4 / np.mean(errors)):.1f} dB a frame on training clips")
+    print_once(f"vae: PSNR {10 * math.log10(4 / np.mean(errors)):.1f} dB of the mean error on "
+               "training clips")
 
 
 @torch.no_grad()
-def write_samples(run, stage, step, x, prompts):
+def write_samples(run, stage, step, clips, args):
     """Strips at fixed prompts and noise, raw and averaged weights; of the vae, truth and rebuilt."""
     if RANK > 0:
         return
+    x, *_ = draw_stills(clips, args.seed, "vae", 0, 8, run.model.device)
     try:
         for name, net in (("raw", run.model), ("ema", run.ema)):
             if stage == "vae":
-                pair = torch.cat([x[:8], net.vae.decode(net.vae.encode(x[:8]))], dim=2)
+                pair = torch.cat([x, net.vae.decode(net.vae.encode(x))], dim=2)
                 strip = rearrange(pair, "b c two h w -> two c b h w")
             else:
-                strip = generate(net, prompts, num_frames=16)
+                strip = generate(net, args.prompts, num_frames=16)
             write_clip(strip, run.folder / "samples" / f"{stage}_{step:06d}_{name}.png")
     except (ImportError, OSError, UserError) as error:  # strips may be lost, but not the run
         print(f"note: no sample strips: {error}", file=sys.stderr)
@@ -241,7 +247,7 @@ def write_samples(run, stage, step, x, prompts):
 # ---- the command ---------------------------------------------------------------------------------
 
 MADE = "moving_mnist_captions"  # the data that is made on the fly
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.bfloat16}
+AMP_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 COUNT = number(int, 1, 10**6)
 FLAGS = (  # a default of None is the preset's; on --resume all defaults are the run's own
     ("--data", str, MADE, "captions made on the fly, or a folder of captioned clips (README)"),
@@ -253,17 +259,14 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--stills-per-clip", number(int, 0, 64), 0, "stills beside each clip of the clips stage"),
     ("--batch-size", COUNT, None, "clips a step; other stages take 2 and 8 frames for each"),
     ("--lr", number(float, 1e-8, 1), None, "peak learning rate of the stills and clips stages"),
-    ("--seed", SEED, 0, "of all that is random"),
-    ("--amp", one_of("auto", *AMP), "auto", "mixed precision; auto: bf16 on CUDA, else off"),
-    ("--digits", DIGITS, "auto", "auto: MNIST where it can be had, else drawn"),
-    ("--data-root", os.path.abspath, None, "folder with MNIST's .gz files"),
+    ("--amp", one_of("auto", *AMP_DTYPE), "auto", "mixed precision; auto: bf16 on CUDA, else off"),
     ("--crop", bool, False, "own clips: cut to the middle square"),
     ("--schedule", one_of("auto", *SCHEDULES), "auto", "auto: cosine, but linear for eps"),
     ("--predict", one_of(*PREDICTIONS), "v", "what the U-Net predicts"),
     ("--out", Path, None, "the run's folder; else runs/DATA"),
     ("--resume", bool, False, "go on with the run in --out"),
-    ("--device", DEVICE, "auto", "where to work"),
-    ("--compile", bool, False, "torch.compile the U-Net: a minute to start, then faster steps"))
+    ("--compile", bool, False, "torch.compile the U-Net: a minute to start, then faster steps"),
+    SEED, DIGITS, DATA_ROOT, DEVICE)
 FIXED = ("preset", "captions", "schedule", "predict", "crop", "vae_steps", "stills_steps")
 
 
@@ -272,7 +275,8 @@ def parse(argv):
     p = add_flags(argparse.ArgumentParser(description=__doc__.split("\n")[0], usage=(
         "python train.py --data moving_mnist_captions [options]   (--help lists them)")), FLAGS)
     given = p.parse_args(argv)
-    out, preset = given.out or Path("runs") / Path(given.data).name, given.preset
+    out = given.out or Path("runs") / Path(os.path.abspath(given.data)).name
+    preset = given.preset
     saved = find_run(out, given.resume)
     if preset == "auto" and saved:
         preset = saved["settings"].get("preset")
@@ -283,6 +287,8 @@ def parse(argv):
     if args.batch_size % WORLD:
         raise UserError(f"--batch-size {args.batch_size} is shared by {WORLD} processes, so it "
                         "must be a multiple of their number")
+    if args.data == MADE and args.crop:
+        raise UserError("--crop is for clips of your own: leave it out")
     if args.data != MADE and (given.captions or given.data_root or given.digits != "auto"):
         raise UserError(f"--captions, --digits and --data-root are for {MADE} only: leave them out")
     return args, saved
@@ -323,6 +329,9 @@ def train(args, saved):
     if saved:
         model, ema = (restore(saved, key, args.out / "checkpoint.pt") for key in ("model", "ema"))
         check_resume(args, saved, FIXED)
+        if clips.channels != model.vae.config.channels:
+            raise UserError(f"{args.data} has changed between grey and colour since the run began: "
+                            "begin another run with --out")
     else:
         model = new_model(args, clips)
         ema = copy.deepcopy(model)
@@ -346,11 +355,7 @@ def train(args, saved):
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    try:
-        return exit_status(lambda: train(*parse(argv)))
-    except Stopped as stop:
-        print_once(f"\n{stop.args[0]}")
-        return 128 + stop.args[1]
+    return exit_status(lambda: train(*parse(argv)))
 
 
 if __name__ == "__main__":

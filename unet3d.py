@@ -27,7 +27,7 @@ from einops import rearrange, repeat
 from torch import nn
 
 STRIDES = (1, 2, 4)  # ticks between frames that the frame-rate token knows
-FRAME_BASE = 100     # the slowest of the frames' sine waves: suits windows of tens of frames
+WAVE_BASE = 100      # the slowest sine wave of frames, rows and columns: suits tens of them
 FRAME_WAVES = 8      # cosines and sines of the frame's number that a caption is multiplied by
 
 
@@ -75,7 +75,7 @@ def sinusoid(position, width, base):
 def rotary(x):
     """Turn pairs of channels of x (b heads f e) by angles that grow with the frame's number, so
     that q·k knows their distance (RoFormer section 3.2; its pairs are neighbours, ours halves)."""
-    angle = angles(torch.arange(x.shape[-2], device=x.device), x.shape[-1] // 2, FRAME_BASE)
+    angle = angles(torch.arange(x.shape[-2], device=x.device), x.shape[-1] // 2, WAVE_BASE)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)                      # f e/2
     one, two = x.chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         y = self.norm(x)
         if self.temporal:  # which frame of the window
             frame = torch.arange(x.shape[1], device=x.device)
-            y = y + sinusoid(frame, x.shape[2], FRAME_BASE).to(y.dtype)
+            y = y + sinusoid(frame, x.shape[2], WAVE_BASE).to(y.dtype)
         q = rearrange(self.q(y), "b n (h e) -> b h n e", h=self.heads)
         k, v = rearrange(self.kv(y if context is None else context), "b m (two h e) -> two b h m e",
                          two=2, h=self.heads)
@@ -178,21 +178,21 @@ class UNet3D(nn.Module):
         self.time = nn.Sequential(nn.Linear(w[0], e), nn.SiLU(), nn.Linear(e, e))
         self.stride = nn.Embedding(len(STRIDES), e)
         self.caption = nn.Linear(config.context_width, e)
-        # sine waves say which place this is, and which frame. "Left" means somewhere else in every
-        # frame, so the caption chooses how the embedding moves with the frame: its product with
-        # each wave. (A sum of the two finds the axis of a motion long before its sign.) Zero at
-        # birth, as every temporal layer.
+        # place: sine waves tell a pixel's row and column, scaled for each channel. frame: "left"
+        # means another place in every frame, so for each sine wave of the frame's number the
+        # caption picks a vector to add: caption × wave. (Caption and frame added separately find
+        # the axis of a motion long before its sign.) Zero at birth, as every temporal layer.
         self.place = nn.Parameter(torch.ones(w[0]))
         self.frame = zero(nn.Linear(config.context_width, FRAME_WAVES * e))
         # noisy latents, known latents, and the mask that says which frames are known
         self.conv_in = nn.Conv2d(2 * c + 1, w[0], 3, padding=1)
         self.down = nn.ModuleList(Block(d, d, config) for d in w)
-        self.shrink = nn.ModuleList(nn.Conv2d(d, e, 3, stride=2, padding=1)
-                                    for d, e in zip(w, w[1:]))
+        self.shrink = nn.ModuleList(nn.Conv2d(d, wider, 3, stride=2, padding=1)
+                                    for d, wider in zip(w, w[1:]))
         self.middle = Block(w[-1], w[-1], config)
         self.up = nn.ModuleList(Block(2 * d, d, config) for d in w[::-1])
-        self.grow = nn.ModuleList(nn.Conv2d(d, e, 3, padding=1)
-                                  for d, e in zip(w[::-1], w[-2::-1]))
+        self.grow = nn.ModuleList(nn.Conv2d(d, thinner, 3, padding=1)
+                                  for d, thinner in zip(w[::-1], w[-2::-1]))
         self.norm_out, self.conv_out = Norm(w[0]), zero(nn.Conv2d(w[0], c, 3, padding=1))
 
     def embed(self, t, stride, context, mask, f, temporal):
@@ -203,8 +203,8 @@ class UNet3D(nn.Module):
         emb = emb + self.stride(stride.log2().round().long()) + self.caption(mean)           # b e
         emb = repeat(emb, "b e -> b f e", f=f)
         if temporal:
-            waves = sinusoid(torch.arange(f, device=t.device), FRAME_WAVES, FRAME_BASE)      # f w
-            emb = emb + waves @ rearrange(self.frame(mean), "b (w e) -> b w e", w=FRAME_WAVES)
+            waves = sinusoid(torch.arange(f, device=t.device), FRAME_WAVES, WAVE_BASE)       # f k
+            emb = emb + waves @ rearrange(self.frame(mean), "b (k e) -> b k e", k=FRAME_WAVES)
         return F.silu(emb)
 
     def forward(self, z_t, t, context, context_mask, stride=4, known=None, known_mask=None,
@@ -232,7 +232,7 @@ class UNet3D(nn.Module):
         rest = emb, context, context_mask, temporal
 
         x = conv2d(self.conv_in, x)
-        row, column = (sinusoid(torch.arange(n, device=x.device), x.shape[-1] // 2, FRAME_BASE)
+        row, column = (sinusoid(torch.arange(n, device=x.device), x.shape[-1] // 2, WAVE_BASE)
                        for n in (h, w))
         row, column = repeat(row, "h c -> h w c", w=w), repeat(column, "w c -> h w c", h=h)
         place = torch.cat([row, column], dim=-1)

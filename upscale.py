@@ -16,7 +16,6 @@ Its weights lie in the folder upscale/ beside the checkpoint that they were trai
 import argparse
 import copy
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,9 +26,10 @@ from torch.nn import functional as F
 import data
 from diffusion import Diffusion, T
 from model import SHIPPED, amp, load, seeded
-from support.console import DEVICE, DIGITS, SEED, UserError, add_flags, exit_status, number
+from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
+                             number)
 from support.digits import load_digits
-from support.run import Run, Stopped, find_run, read_file, settings_of, with_defaults
+from support.run import Run, check_resume, find_run, read_file, settings_of, with_defaults
 from support.video import write_clip
 from train import learning_rate, update_ema
 from unet3d import UNet3D, UNetConfig
@@ -37,7 +37,7 @@ from unet3d import UNet3D, UNetConfig
 PATCH = 4        # pixels a side of what the network takes as one place
 DETAIL = 8.0     # 1 / std of the detail, so that diffusion sees std 1
 ROUGH = 0.02     # std of noise on the small picture: samples are a little rougher than real clips
-CHUNK = 128      # frames enlarged as one batch, to bound memory
+FRAMES_AT_ONCE = 128  # enlarged as one batch, to bound memory
 
 
 def to_patches(x):
@@ -53,11 +53,13 @@ def enlarge(x):
 
 
 class Upscaler(nn.Module):
-    """config: {"unet": fields of `UNetConfig`}; see `fresh` for the one that is trained."""
+    """The second U-Net, for frames of 1 or 3 channels."""
 
-    def __init__(self, config):
+    def __init__(self, channels):
         super().__init__()
-        self.config, self.unet = config, UNet3D(UNetConfig(**config["unet"]))
+        self.config = {"channels": channels}
+        self.unet = UNet3D(UNetConfig(latent_channels=PATCH ** 2 * channels, widths=(32, 48),
+                                      head_dim=16, emb_width=48, context_width=16))
         self.diffusion = Diffusion("cosine", "x0")
 
     @property
@@ -67,22 +69,15 @@ class Upscaler(nn.Module):
     def denoiser(self, x):
         """The network as a function (z_t, t) -> detail in patches, given stills x (n c 1 h w)."""
         known, n = to_patches(enlarge(x)), len(x)
-        known_mask = torch.ones(n, 1, device=x.device, dtype=torch.bool)
         # there is nothing to say in words: one token of zeros
         context = torch.zeros(n, 1, self.unet.config.context_width, device=x.device)
+        yes = torch.ones(n, 1, dtype=torch.bool, device=x.device)  # it is real; the frame is known
 
         def predict(z_t, t):
             with amp(x.device):
-                return self.unet(z_t, t, context, known_mask, known=known, known_mask=known_mask)
+                return self.unet(z_t, t, context, yes, known=known, known_mask=yes)
 
         return predict
-
-
-def fresh(channels):
-    """An untrained `Upscaler` of frames with 1 or 3 channels."""
-    return Upscaler({"unet": asdict(UNetConfig(
-        latent_channels=PATCH ** 2 * channels, widths=(32, 48), head_dim=16, emb_width=48,
-        context_width=16))})
 
 
 def load_upscaler(checkpoint, model):
@@ -91,7 +86,7 @@ def load_upscaler(checkpoint, model):
     if not path.exists():
         raise UserError(f"these weights have no super-resolution ({path}): train it with upscale.py "
                         "--checkpoint FILE")
-    saved, upscaler = read_file(path), fresh(model.vae.config.channels)
+    saved, upscaler = read_file(path), Upscaler(model.vae.config.channels)
     try:
         upscaler.load_state_dict(saved["ema"])
     except Exception as error:  # a file may hold anything
@@ -107,7 +102,7 @@ def upscale(upscaler, x, steps=2, seed=0):
     frames, out = rearrange(x, "b c f h w -> (b f) c 1 h w"), []
     shape = to_patches(enlarge(frames[:1])).shape
     noise = torch.randn(shape, generator=seeded(seed, "upscale")).to(x.device)
-    for part in frames.split(CHUNK):
+    for part in frames.split(FRAMES_AT_ONCE):
         z_T = repeat(noise, "1 c f h w -> n c f h w", n=len(part))
         z = upscaler.diffusion.dpm(upscaler.denoiser(part), z_T, steps)
         detail = rearrange(z, "n (c p q) f h w -> n c f (h p) (w q)", p=PATCH, q=PATCH) / DETAIL
@@ -128,40 +123,34 @@ def upscale_loss(upscaler, vae, x, sharp, g):
     return upscaler.diffusion.loss(upscaler.denoiser(x), detail, t, eps), t
 
 
-def train(args, folder, saved):
-    """The loop: one frame each of `--batch-size` clips a step, at any tick of the action."""
-    model = load(args.checkpoint, args.device)
-    if model.vae.config.channels != 1:
-        raise UserError("super-resolution learns from captioned Moving MNIST, whose sharp truth is "
-                        "known: these weights were trained on clips in colour")
-    clips = data.MovingMNIST("full", digits=load_digits("train", args.digits, args.data_root))
-    torch.manual_seed(args.seed)
-    upscaler = fresh(model.vae.config.channels)
-    ema = copy.deepcopy(upscaler)
-    if saved:
-        upscaler.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
-    upscaler, ema = upscaler.to(model.device), ema.to(model.device).requires_grad_(False)
-    optimizer, n = torch.optim.AdamW(upscaler.parameters(), weight_decay=0.01), args.batch_size
-    with Run(folder, settings_of(args), upscaler, ema, saved) as run:
-        for step in run.steps("upscale", args.upscale_steps, optimizer):
-            scenes = clips(n, seed=args.seed, start=step * n)
-            choose = data.Chooser(args.seed, "upscale", range(step * n, step * n + n))
-            ticks = choose.below("tick", data.ACTION + 1)[:, None]                      # n 1
-            x, sharp = scenes.render(ticks, model.device), scenes.render(ticks, model.device, 2)
-            g = seeded(args.seed, "upscale", step, device=model.device)
-            losses, t = upscale_loss(upscaler, model.vae, x, sharp, g)
-            losses.mean().backward()
-            norm = nn.utils.clip_grad_norm_(upscaler.parameters(), 1.0)
-            optimizer.param_groups[0]["lr"] = lr = learning_rate(step, args.upscale_steps, args.lr)
-            optimizer.step()
-            optimizer.zero_grad()
-            update_ema(ema, upscaler, step)
-            run.log(losses, t, norm, lr)
-        pair = torch.stack([enlarge(x[:8]), upscale(ema, x[:8]), sharp[:8]])  # one row each
-        write_clip(rearrange(pair, "row n c 1 h w -> row c n h w"), folder / "samples" / "rows.png")
-        run.write_weights()
-    print(f"done: {folder / 'weights.pt'}; add --upscale 2 to sample.py's command")
+def draw_pairs(clips, seed, first, n, device):
+    """One frame each of clips first ... first + n - 1, at any tick: x (n c 1 h w), and sharp at
+    twice the size."""
+    scenes = clips(n, seed=seed, start=first)
+    choose = data.Chooser(seed, "upscale", range(first, first + n))
+    ticks = choose.below("tick", data.ACTION + 1)[:, None]                              # n 1
+    return scenes.render(ticks, device), scenes.render(ticks, device, scale=2)
+
+
+def train_upscaler(run, model, clips, args):
+    """The loop, as in train.py: fetch, predict, loss, step, average, log."""
+    upscaler, steps, n = run.model, args.upscale_steps, args.batch_size
+    optimizer = torch.optim.AdamW(upscaler.parameters(), lr=0.0, weight_decay=0.01)
+    for step in run.steps("upscale", steps, optimizer):
+        x, sharp = draw_pairs(clips, args.seed, step * n, n, model.device)
+        g = seeded(args.seed, "upscale", step, device=model.device)
+        losses, t = upscale_loss(upscaler, model.vae, x, sharp, g)
+        losses.mean().backward()
+        norm = nn.utils.clip_grad_norm_(upscaler.parameters(), 1.0)
+        optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, args.lr)
+        optimizer.step()
+        optimizer.zero_grad()
+        update_ema(run.ema, upscaler, step)
+        run.log(losses, t, norm, lr)
+    x, sharp = draw_pairs(clips, args.seed, 0, 8, model.device)
+    rows = torch.stack([enlarge(x), upscale(run.ema, x), sharp])
+    write_clip(rearrange(rows, "row n c 1 h w -> row c n h w"),
+               run.folder / "samples" / "rows.png")
 
 
 FLAGS = (
@@ -169,29 +158,41 @@ FLAGS = (
     ("--upscale-steps --steps", number(int, 1, 10**6), 500, "steps of training"),
     ("--batch-size", number(int, 1, 10**6), 256, "frames a step"),
     ("--lr", number(float, 1e-8, 1), 2e-3, "peak learning rate"),
-    ("--seed", SEED, 0, "of all that is random"),
-    ("--digits", DIGITS, "auto", "auto: MNIST where it can be had, else drawn"),
-    ("--data-root", str, None, "folder with MNIST's .gz files"),
-    ("--device", DEVICE, "auto", "where to work"),
-    ("--resume", bool, False, "go on with the run beside the checkpoint"))
+    ("--resume", bool, False, "go on with the run beside the checkpoint"),
+    SEED, DIGITS, DATA_ROOT, DEVICE)
 
 
 def work(argv):
     """What the command does."""
     p = add_flags(argparse.ArgumentParser(description=__doc__.split("\n")[0]), FLAGS)
     given = p.parse_args(argv)
-    folder = Path(given.checkpoint or SHIPPED).parent / "upscale"
+    path = SHIPPED if given.checkpoint is None else Path(given.checkpoint)
+    folder = path.parent / "upscale"
     saved = find_run(folder, given.resume)
-    train(with_defaults(p, argv, saved, {}), folder, saved)
+    args = with_defaults(p, argv, saved, {})
+    model = load(path, args.device)
+    if model.vae.config.channels != 1:
+        raise UserError("super-resolution learns from captioned Moving MNIST, whose sharp truth is "
+                        "known: these weights were trained on clips in colour")
+    digits = load_digits("train", args.digits, args.data_root)
+    args.digits = "mnist" if digits.source == "MNIST" else "drawn"  # to be resumed with
+    torch.manual_seed(args.seed)
+    upscaler = Upscaler(model.vae.config.channels)
+    ema = copy.deepcopy(upscaler)
+    if saved:
+        check_resume(args, saved, ("seed",))
+        upscaler.load_state_dict(saved["model"])
+        ema.load_state_dict(saved["ema"])
+    ema = ema.to(model.device).eval().requires_grad_(False)
+    with Run(folder, settings_of(args), upscaler.to(model.device), ema, saved) as run:
+        train_upscaler(run, model, data.MovingMNIST("full", digits=digits), args)
+        run.write_weights()
+    print(f"done: {folder / 'weights.pt'}; add --upscale 2 to sample.py's command")
 
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    try:
-        return exit_status(lambda: work(argv))
-    except Stopped as stop:
-        print(f"\n{stop.args[0]}")
-        return 128 + stop.args[1]
+    return exit_status(lambda: work(argv))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The autoencoder: frames -> small latents -> frames, so diffusion has 16 times less to predict.
+"""The autoencoder: frames -> small latents -> frames, so diffusion has 16 times fewer numbers to
+predict (48 times in colour).
 
 A KL-regularised autoencoder (Kingma & Welling 2014, arXiv:1312.6114; Rombach et al. 2022, "Latent
 Diffusion", 2112.10752, section 3.1) that sees each frame alone and makes it 8 times smaller a side.

@@ -29,7 +29,7 @@ WAYS = {"learned mask": (1, 2, 4, 10), "replacement": (10,), "reconstruction": (
 
 def from_x0(diffusion, x0, xt, t):
     """The prediction that means this x0 at xt: what `Diffusion.to_x0_eps` undoes."""
-    a, s = diffusion._scales(t, xt)
+    a, s = diffusion.scales(t, xt)
     return diffusion.target(x0, t, (xt - a * x0) / s)
 
 
@@ -42,7 +42,7 @@ def reconstruction(diffusion, model, known, mask, eps, weight=2.0):
             x0, _ = diffusion.to_x0_eps(model(x, t), x, t)
             error = ((x0 - known) ** 2 * mask).sum()
             gradient, = torch.autograd.grad(error, x)
-        a, _ = diffusion._scales(t, x)
+        a, _ = diffusion.scales(t, x)
         x0 = x0 - torch.where(mask, 0, weight * a / 2 * gradient)
         return from_x0(diffusion, x0, x, t).detach()
     return predict

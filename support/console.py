@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import re
 import sys
 import unicodedata
@@ -9,6 +10,10 @@ import unicodedata
 
 class UserError(Exception):
     """Something the user can mend: commands print its one sentence and exit with status 2."""
+
+
+class Stopped(Exception):
+    """A run was asked to stop, has said so and has saved all; holds the exit status."""
 
 
 def exit_status(work):
@@ -19,6 +24,8 @@ def exit_status(work):
     try:
         work()
         return 0
+    except Stopped as stop:
+        return stop.args[0]
     except KeyboardInterrupt:
         print("\nstopped at once; files written before are intact", file=sys.stderr)
         return 130
@@ -70,14 +77,16 @@ def one_of(*names):
     return parse
 
 
-SEED = number(int, 0, 2**63 - 1)
-DEVICE = one_of("auto", "cpu", "cuda", "mps")
-DIGITS = one_of("auto", "mnist", "drawn")
+# flags that many commands have
+SEED = ("--seed", number(int, 0, 2**63 - 1), 0, "of all that is random")
+DEVICE = ("--device", one_of("auto", "cpu", "cuda", "mps"), "auto", "where to work")
+DIGITS = ("--digits", one_of("auto", "mnist", "drawn"), "auto", "auto: MNIST if it can be had")
+DATA_ROOT = ("--data-root", os.path.abspath, None, "folder with MNIST's .gz files")
 
 
 def add_flags(parser, rows):
-    """Add a command's flags to its parser; a row each: names, type, default, help. Type bool is a
-    switch; a default of None has its meaning in the help."""
+    """Add a command's flags to its parser and return it; a row each: names, type, default, help.
+    Type bool is a switch; a default of None has its meaning in the help."""
     for names, kind, default, text in rows:
         if kind is bool:
             parser.add_argument(*names.split(), action="store_true", help=text)

@@ -5,14 +5,13 @@
             ...
             run.log(losses, t, norm, lr)
 
-Between two steps it writes a row of the log, saves, and stops if asked to. A checkpoint replaces the
-old one whole, and on resume log.csv is cut back to what the checkpoint has seen: after kill -9
-nothing is lost, missing or there twice. Numbers that are not finite stop the run before they are
-saved. Under torchrun each process makes the same steps on its own rows of the batch, and only the
-first one writes.
+After every tenth step it writes a row of the log and stops if asked to; 16 times a stage it saves.
+A checkpoint replaces the old one whole, and on resume log.csv is cut back to what the checkpoint has
+seen: after kill -9 the steps since then are made again, exactly, and no row of the log is missing or
+there twice. Numbers that are not finite stop the run before they are saved. Of several processes
+only the first one writes.
 """
 
-import atexit
 import csv
 import hashlib
 import io
@@ -24,25 +23,20 @@ import zipfile
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from tqdm import tqdm
 
-from support.console import UserError, in_words
+from support.console import Stopped, UserError, in_words
+from support.processes import RANK, WORLD, everyones, print_once
 
 try:
     import fcntl
 except ImportError:  # Windows has no file locks of this kind
     fcntl = None
 
-RANK, WORLD = (int(os.environ.get(name, k)) for k, name in enumerate(("RANK", "WORLD_SIZE")))
 LOG_EVERY = 10   # steps a row
-LEVELS = 1000    # noise levels, of which the log shows quarters
+# items: at the present batch size; seconds: since this command began, strips and saves included
 COLUMNS = ("stage", "step", "items", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",
            "loss_t750_999", "grad_norm", "lr", "skipped", "items_per_s", "seconds")
-
-
-class Stopped(Exception):
-    """Raised with a sentence and the signal when a run was asked to stop and all is saved."""
 
 
 def save(path, content):
@@ -97,17 +91,17 @@ NO_SETTINGS = ("out", "resume", "device", "compile", "prompts", "checkpoint")
 def find_run(folder, resume):
     """The checkpoint in a run's folder as a dict, or None where a new run may begin."""
     path, log = folder / "checkpoint.pt", folder / "log.csv"
-    if path.exists() and not resume:
-        raise UserError(f"{path} exists: add --resume to go on with that run, or name another "
-                        "folder with --out")
-    if not path.exists() and resume:
+    if not path.exists():
         if log.is_file() and len(log.read_bytes().splitlines()) > 1:
             raise UserError(f"{folder} holds the log of a run, but no checkpoint.pt to go on from: "
-                            "put it back, or begin another run with --out")
-        print_once(f"note: no {path} yet, so the run starts from the beginning")
-    if not path.exists():
+                            "put it back, or begin the run in another folder")
+        if resume:
+            print_once(f"note: no {path} yet, so the run starts from the beginning")
         return None
-    saved = read_file(path)
+    if not resume:
+        raise UserError(f"{path} exists: add --resume to go on with that run, or begin another one "
+                        "in another folder")
+    when, saved = path.stat().st_mtime_ns, read_file(path)
     try:
         (stage, step), settings = saved["progress"], saved["settings"]
         whole = (0 <= step <= settings[f"{stage}_steps"] and saved["log_bytes"] >= 0
@@ -117,7 +111,7 @@ def find_run(folder, resume):
     if not whole:
         raise UserError(f"{path} holds weights for sampling only, or is damaged or of another "
                         "version: a run cannot go on from it")
-    return saved
+    return saved | {"when": when}
 
 
 def with_defaults(parser, argv, saved, preset):
@@ -141,52 +135,14 @@ def check_resume(args, saved, fixed):
     new = [name for name in now if now[name] != began.get(name)]
     told = {name: f"--{name.replace('_', '-')} {now[name]} (it was {began.get(name)})"
             for name in new}
+    if "clips" in new:
+        told["clips"] = "other clips than it began with"
     for name in new:
         if name in fixed or name == "clips" and "data" in new:
-            raise UserError(f"the run cannot go on with {told[name]}: leave the flag out, or begin "
-                            "another run with --out")
+            raise UserError(f"the run cannot go on with {told[name]}: leave that out, or begin "
+                            "another run in another folder")
     if new:
         print_once(f"note: this run goes on with {', '.join(told.values())}", sys.stderr)
-
-
-# ---- several processes ---------------------------------------------------------------------------
-
-def print_once(text, file=None):
-    """Print, however many processes there are."""
-    if RANK == 0:
-        print(text, file=file)
-
-
-def join_processes(device):
-    """Meet the other processes that torchrun started; returns this one's own device."""
-    if WORLD > 1:
-        if device.type == "cuda":
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            if device.index >= torch.cuda.device_count():
-                raise UserError(f"there are {torch.cuda.device_count()} GPUs here: start no more "
-                                "processes than that")
-            torch.cuda.set_device(device)
-        dist.init_process_group()
-        atexit.register(dist.destroy_process_group)
-    return device
-
-
-def my_rows(draw, b, *shape, g):
-    """Random numbers (b *shape) by draw = torch.rand or torch.randn: this process's rows of those of
-    the whole batch, so that two processes together see what one would have seen."""
-    whole = draw(b * WORLD, *shape, device=g.device, generator=g)
-    return whole[RANK * b:(RANK + 1) * b]
-
-
-def average_gradients(parameters):
-    """Give each process the mean of all processes' gradients: what DistributedDataParallel does
-    (and overlaps with the backward pass, which 6 million parameters do not need)."""
-    if WORLD > 1:
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients])):
-            gradient.copy_(total.view_as(gradient) / WORLD)
 
 
 # ---- the run -------------------------------------------------------------------------------------
@@ -210,8 +166,11 @@ class Run:
             if fcntl:
                 fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a dead process lets go
         except BlockingIOError:
-            raise UserError(f"another run is writing into {self.folder}: stop it, or name another "
-                            "folder with --out") from None
+            raise UserError(f"another run is writing into {self.folder}: stop it, or begin this "
+                            "one in another folder") from None
+        path = self.folder / "checkpoint.pt"  # since it was read, another run may have come and gone
+        if path.exists() and (not self.saved or path.stat().st_mtime_ns != self.saved["when"]):
+            raise UserError(f"another run has written {path} meanwhile: start again with --resume")
         if self.log_bytes() < seen:
             print("note: log.csv has lost rows that the checkpoint remembers", file=sys.stderr)
         self.file.truncate(min(seen, self.log_bytes()))
@@ -235,19 +194,21 @@ class Run:
             self.file.close()
 
     def on_signal(self, number, frame):
-        """Ctrl-C and SIGTERM: go on to the next row of the log, save, stop. Twice: stop at once."""
+        """Ctrl-C and SIGTERM: go on to the next row of the log, save, stop. Twice: stop at once, but
+        not under torchrun, which passes one Ctrl-C on as two signals."""
         if self.stop and WORLD == 1:
             raise KeyboardInterrupt
         self.stop = number
+        print_once("\nstopping after the next row of the log; once more stops at once", sys.stderr)
 
     def steps(self, stage, total, optimizer, scaler=None):
         """Yield the stage's steps, from where the checkpoint stopped if it stopped in this one."""
         first, self.scaler = 0, scaler or torch.amp.GradScaler("cpu", enabled=False)
         if self.saved and self.saved["progress"][0] == stage:
             first = self.saved["progress"][1]
-            self.restore(optimizer)
+            self.restore_optimizer(optimizer)
         else:
-            self.save(stage, 0, optimizer)  # so that a folder with a log has a checkpoint
+            self.write_checkpoint(stage, 0, optimizer)  # so that a folder with a log has a checkpoint
         if first > total:
             raise UserError(f"the {stage} stage has made {first} steps already, so it cannot end at "
                             f"{total}")
@@ -263,12 +224,13 @@ class Run:
                 bar.set_postfix_str(self.row(stage, done))
                 stop = self.asked_to_stop()
                 if stop or done % every == 0 or done == total:
-                    self.save(stage, done, optimizer)
+                    self.write_checkpoint(stage, done, optimizer)
                 if stop:
-                    raise Stopped(f"stopped after step {done} of stage {stage}; all is saved: add "
-                                  "--resume to the same command to go on", stop)
+                    print_once(f"\nstopped after step {done} of stage {stage}; all is saved: add "
+                               "--resume to the same command to go on")
+                    raise Stopped(128 + stop)
 
-    def restore(self, optimizer):
+    def restore_optimizer(self, optimizer):
         """Give the optimizer, and fp16's loss scaling, what the checkpoint has of them."""
         try:
             optimizer.load_state_dict(self.saved["optimizer"])
@@ -282,7 +244,7 @@ class Run:
             raise UserError(f"{self.folder / 'checkpoint.pt'} is damaged: its optimizer's state "
                             "does not fit the model")
 
-    def save(self, stage, step, optimizer):
+    def write_checkpoint(self, stage, step, optimizer):
         """Write all that a run needs to go on."""
         if RANK == 0:
             os.fsync(self.file.fileno())
@@ -300,10 +262,8 @@ class Run:
 
     def asked_to_stop(self):
         """The signal that asked any of the processes to stop: all must stop together."""
-        stop = torch.tensor(self.stop, device=self.model.device)
-        if WORLD > 1:
-            dist.all_reduce(stop, op=dist.ReduceOp.MAX)
-        return int(stop)
+        stop = torch.tensor([self.stop], device=self.model.device)
+        return int(everyones(stop, dim=0).max())
 
     def log(self, losses, t, norm, lr):
         """Take in a step's losses (b,), their noise levels t (b,) or None, the gradient's norm ()
@@ -315,15 +275,11 @@ class Run:
     def row(self, stage, step):
         """Write the row of all steps since the last one; returns it in words."""
         recent, self.recent = torch.stack(self.recent, dim=1), []               # 3 steps b
-        if WORLD > 1:
-            parts = [torch.empty_like(recent) for _ in range(WORLD)]
-            dist.all_gather(parts, recent)
-            recent = torch.cat(parts, dim=2)
-        losses, t, norms = recent.cpu()
+        losses, t, norms = everyones(recent, dim=2).cpu()
         skipped = self.check(stage, step, losses, t, norms[:, 0])
         now = time.perf_counter()
         speed, self.mark = losses.numel() / (now - self.mark), now
-        quarters = [losses[t // (LEVELS // 4) == k].mean().item() for k in range(4)]
+        quarters = [losses[t // 250 == k].mean().item() for k in range(4)]
         numbers = [losses.mean().item(), *quarters, norms[-1, 0].item(), self.lr, skipped, speed,
                    now - self.begun]
         cells = ["" if n != n else f"{n:.6g}" for n in numbers]  # nan: no loss at such a level

@@ -54,7 +54,7 @@ def test_same_seed_same_video_and_every_sampling_flag_changes_something(trained,
 def test_a_clip_does_not_depend_on_its_batch(model, monkeypatch):
     prompts = [P, "a 9", "a 5 moving up"]
     together = sample.generate(model, prompts, steps=2, sampler="ddpm", seed=3)
-    monkeypatch.setattr(sample, "CHUNK", 1)
+    monkeypatch.setattr(sample, "WINDOWS_AT_ONCE", 1)
     apart = sample.generate(model, prompts, steps=2, sampler="ddpm", seed=3)
     assert together.shape == (3, 1, 32, 64, 64) and together.abs().max() <= 1
     assert torch.allclose(together, apart, atol=1e-3)
@@ -63,10 +63,10 @@ def test_a_clip_does_not_depend_on_its_batch(model, monkeypatch):
 def test_fills_keep_known_frames_whatever_their_number(model):
     """And those between are the network's."""
     z = torch.randn(2, 4, 33, 8, 8)
-    tokens = [model.tokenizer([P, P])]
+    told = model.tokenizer([P, P])[:, None]                                          # b 1 n
     for n in (17, 33, 30):  # 30 = 17 + 13 key frames: an extended clip
         noise = sample.Noise(0, range(2))
-        longer = sample.fill(model, z[:, :, :n], tokens, [0] * n, noise, "dpm", 1, 1., 2)
+        longer = sample.fill(model, z[:, :, :n], told.expand(-1, n, -1), noise, "dpm", 1, 1., 2)
         assert longer.shape[2] == 2 * n - 1 and torch.equal(longer[:, :, ::2], z[:, :, :n])
         assert longer[:, :, 1::2].abs().amin((1, 3, 4)).max() > 0
 
@@ -77,7 +77,7 @@ def test_the_network_sees_known_frames_noised_as_in_training(model, monkeypatch)
 
     def spy(z_t, t, *rest, known=None, known_mask=None, **options):
         if known is not None:
-            a, s = model.diffusion._scales(t, z_t)
+            a, s = model.diffusion.scales(t, z_t)
             seen.append(((z_t - a * known) / s)[:, :, ::2])
         return unet(z_t, t, *rest, known=known, known_mask=known_mask, **options)
 
@@ -131,7 +131,7 @@ def test_a_picture_is_the_first_frame(model, trained, tmp_path, capsys):
 
 def test_a_chain_begins_as_its_first_prompt_and_goes_on_from_its_last_frames(model, monkeypatch):
     one, seen, begin_with = sample.generate(model, [P], **KEYS), [], sample.begin_with
-    monkeypatch.setattr(sample, "begin_with", lambda z: seen.append(z) or begin_with(z))
+    monkeypatch.setattr(sample, "begin_with", lambda z, *step: seen.append(z) or begin_with(z, *step))
     two = sample.generate(model, [P], then=[["a 3 moving up"], ["a 3 moving up"]], **KEYS)
     assert two.shape[2] == 16 + 2 * 13 and torch.equal(two[:, :, :16], one)
     with torch.no_grad():

@@ -16,7 +16,7 @@ import torch
 
 import train
 from conftest import FEW, ROOT, rows, same, shrink, weights
-from support import run
+from support import processes, run
 from support.console import UserError
 from unet3d import UNet3D, UNetConfig
 
@@ -95,7 +95,7 @@ def test_a_run_is_never_overwritten_nor_begun_anew_by_resume(trained, tmp_path, 
 
 def test_two_runs_never_write_into_one_folder(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
-    saved = run.read_file(tmp_path / "run" / "checkpoint.pt")
+    saved = run.find_run(tmp_path / "run", resume=True)
     with run.Run(tmp_path / "run", {}, None, None, saved):
         assert go_on(tmp_path / "run", "--steps", "4") == 2
     assert "another run is writing" in capsys.readouterr().err
@@ -230,7 +230,7 @@ def test_a_number_going_wrong_names_stage_step_and_level_and_is_not_saved(tmp_pa
 
 def test_steps_that_fp16_skips_are_counted_until_nearly_all_are(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
-    saved = run.read_file(tmp_path / "run" / "checkpoint.pt")
+    saved = run.find_run(tmp_path / "run", resume=True)
     with run.Run(tmp_path / "run", {}, None, None, saved) as one:
         one.scaler, one.mark = torch.amp.GradScaler("cpu", enabled=True), time.perf_counter()
         for norm in (1., float("inf"), float("nan"), 2.):
@@ -274,13 +274,12 @@ def test_two_processes_follow_one_with_the_joined_batch(trained, tmp_path):
 def test_each_process_draws_its_rows_of_the_same_numbers(monkeypatch):
     generator = lambda: torch.Generator().manual_seed(7)
     for draw in (torch.rand, torch.randn):
-        whole, halves = run.my_rows(draw, 6, 3, g=generator()), []
-        monkeypatch.setattr(run, "WORLD", 2)
-        for rank in (0, 1):
-            monkeypatch.setattr(run, "RANK", rank)
-            halves.append(run.my_rows(draw, 3, 3, g=generator()))
-        monkeypatch.setattr(run, "WORLD", 1)
-        monkeypatch.setattr(run, "RANK", 0)
+        whole, halves = processes.my_rows(draw, 6, 3, g=generator()), []
+        with monkeypatch.context() as patch:
+            patch.setattr(processes, "WORLD", 2)
+            for rank in (0, 1):
+                patch.setattr(processes, "RANK", rank)
+                halves.append(processes.my_rows(draw, 3, 3, g=generator()))
         assert torch.equal(whole, torch.cat(halves))
 
 

@@ -34,7 +34,7 @@ except ImportError:  # Windows has no file locks of this kind
     fcntl = None
 
 LOG_EVERY = 10   # steps a row
-# items: at the present batch size; seconds: since this command began, strips and saves included
+# items: at the present batch size; seconds: since this command began, strips of samples included
 COLUMNS = ("stage", "step", "items", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",
            "loss_t750_999", "grad_norm", "lr", "skipped", "items_per_s", "seconds")
 
@@ -225,6 +225,7 @@ class Run:
                 stop = self.asked_to_stop()
                 if stop or done % every == 0 or done == total:
                     self.write_checkpoint(stage, done, optimizer)
+                    self.mark = time.perf_counter()  # saving counts as no step's time
                 if stop:
                     print_once(f"\nstopped after step {done} of stage {stage}; all is saved: add "
                                "--resume to the same command to go on")

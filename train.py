@@ -60,7 +60,7 @@ VAE_LR = 2e-3             # peak learning rate of the autoencoder; the others ta
 WARM_UP = 100             # steps to the full learning rate
 DROP_CAPTION = 0.1        # share of captions made the null prompt (Ho & Salimans, section 4.2)
 KNOWN_NOISE = 0.1         # std of the noise on known latents is drawn from 0 ... this
-MEASURED = 16             # batches of 256 frames that the latents' mean and std are measured on
+MEASURED = 4096           # frames that the latents' mean and std are measured on
 
 
 # ---- what a step sees ----------------------------------------------------------------------------
@@ -215,8 +215,8 @@ def finish_vae(run, clips, seed):
     """After the vae stage: take the averaged weights, measure the latents, report the PSNR."""
     model, ema = run.model, run.ema
     model.vae.load_state_dict(ema.vae.state_dict())
-    frames = [draw_stills(clips, seed, "stills", 256 * k, 256, model.device)[0]
-              for k in range(MEASURED)]
+    frames = [draw_stills(clips, seed, "stills", k, min(256, MEASURED), model.device)[0]
+              for k in range(0, MEASURED, 256)]
     model.vae.measure_latents([rearrange(x, "b c 1 h w -> b c h w") for x in frames])
     ema.vae.load_state_dict(model.vae.state_dict())
     with torch.no_grad():

@@ -24,7 +24,7 @@ def shrink(patch):
     patch.setitem(train.SIZES, "tiny", (
         VAEConfig(widths=(8, 16, 16), blocks=1),
         UNetConfig(widths=(16,), head_dim=8, emb_width=32)))
-    patch.setattr(train, "MEASURED", 1)
+    patch.setattr(train, "MEASURED", 16)
     patch.setattr(run, "LOG_EVERY", 1)
     patch.setattr(train, "write_samples", lambda *arguments: None)
 

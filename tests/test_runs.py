@@ -49,6 +49,7 @@ CHANGES = [["--vae-steps", "2"], ["--image-steps", "1"], ["--steps", "2"], ["--b
 @pytest.mark.parametrize("change", CHANGES, ids=" ".join)
 def test_every_training_flag_changes_something(trained, tmp_path, monkeypatch, change):
     vae, _ = train.SIZES["tiny"]
+    monkeypatch.setattr(run, "LOG_EVERY", 10)
     monkeypatch.setitem(train.SIZES, "base",
                         (vae, UNetConfig(widths=(24,), head_dim=8, emb_width=32)))
     assert train.main([*FEW, *change, "--out", str(tmp_path)]) == 0
@@ -145,7 +146,7 @@ def start(*arguments, launcher=()):
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_nothing_is_lost(trained, tmp_path, kills):
     """kill -9, whatever the run is doing: every checkpoint loads, and the end is the same."""
     out, chance, seen = tmp_path / "killed", random.Random(kills), []

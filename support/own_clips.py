@@ -28,7 +28,7 @@ from tqdm import tqdm
 from support.console import UserError, printable
 
 SIZE, ACTION, PAST = 64, 64, 12  # pixels a side; ticks of an action, and before a continuation
-KINDS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
+SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
 MAX_SECONDS, MAX_PIXELS = 600, 2 ** 34  # of a clip, in all its frames: ffmpeg takes two minutes
 MAX_WORDS = 64   # of a caption; the rest is cut
 GREY = 16        # largest difference of a pixel's channels in a grey clip (MP4 is lossy)
@@ -37,7 +37,7 @@ SAFE = ["-nostdin", "-protocol_whitelist", "file", "-format_whitelist", "mov,mat
         "-max_pixels", str(4096 ** 2), "-t", str(MAX_SECONDS)]
 
 
-def read_clip(path, crop):
+def decode_file(path, crop):
     """A file -> frames (n c 64 64) uint8, 20 a second, c = 1 if all are grey, else 3: with black
     around, or the middle square. Of a damaged file what is left; ValueError if that is nothing."""
     import imageio_ffmpeg  # only here: training on a machine without it still works
@@ -72,7 +72,7 @@ def read_clip(path, crop):
 
 def decoded(path, crop):
     """The file of the cache that holds a clip's frames, made now unless it is there, and their
-    shape (n c 64 64). ValueError as `read_clip`; UserError where it cannot be written."""
+    shape (n c 64 64). ValueError as `decode_file`; UserError where it cannot be written."""
     about = path.stat()
     name = repr((str(path.resolve()), about.st_size, about.st_mtime_ns, crop, SIZE, GREY))
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "own_clips"
@@ -80,7 +80,7 @@ def decoded(path, crop):
     try:
         return file, np.load(file, mmap_mode="r").shape
     except (OSError, ValueError):  # none yet, or damaged
-        frames = read_clip(path, crop)
+        frames = decode_file(path, crop)
     part = file.with_suffix(f".{uuid.uuid4().hex}.part")  # another run may be at the same clip
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -128,9 +128,9 @@ def find_captions(root, left_out):
     for path in sorted(root.rglob("*")):
         kind = path.suffix.lower()
         if not path.is_file() or not {root, blobs} & {*path.resolve().parents}:
-            if kind in KINDS or path.is_file():
+            if kind in SUFFIXES or path.is_file():
                 left_out[path] = "is no file, or a link that leads out of the folder"
-        elif kind in KINDS:
+        elif kind in SUFFIXES:
             clips[path] = []
         elif kind == ".txt":
             beside[path.with_suffix("")] = path
@@ -168,14 +168,13 @@ class FolderClips:
             try:
                 if not texts:
                     raise ValueError("no caption in words and UTF-8")
-                about, (file, (frames, channels, *_)) = path.stat(), decoded(path, crop)
+                file, (frames, channels, *_) = decoded(path, crop)
             except (ValueError, OSError) as error:
                 left_out[path] = f"cannot be used ({error})"
                 continue
             self.clips.append((file, frames, texts))
             self.channels = max(self.channels, channels)
-            known.append((path.relative_to(root).as_posix(), texts, about.st_size,
-                          about.st_mtime_ns))
+            known.append((path.relative_to(root).as_posix(), texts, path.stat().st_size, frames))
         why = sorted(f"{os.path.relpath(path, root)!r} {why}" for path, why in left_out.items())
         more = f"; and {len(why) - 10:,} more" if len(why) > 10 else ""
         why = printable("; ".join(line[:200] for line in why[:10]) + more).replace("\n", " ")

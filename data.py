@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from einops import rearrange
 
 from support.choices import Chooser
-from support.console import UserError, exit_status, number
+from support.console import (DATA_ROOT, DIGITS, SEED, UserError, add_flags, exit_status, number,
+                             one_of)
 from support.digits import Digits, load_digits
 from support.video import write_clip, write_folder
 
@@ -291,16 +292,17 @@ def export(folder, n, **options):
     write_folder(folder, n, lambda i: captioned_clips(1, start=i, num_frames=65, **options)[:2])
 
 
+FLAGS = (
+    ("--export", str, None, "write a new folder of GIFs with captions, for train.py --data"),
+    ("--num", number(int, 1, 10**6), None, "clips; else 12, or 2000 with --export"),
+    ("--captions", one_of(*VOCABULARY), None, "else full, or four with --export"),
+    SEED, DIGITS, DATA_ROOT)
+
+
 def main(argv=None):
     """Runs the command; returns its exit status."""
     p = argparse.ArgumentParser(description="Shows the grammar and some clips, or writes clips.")
-    p.add_argument("--export", metavar="DIR", help="write a folder of GIFs for train.py --data")
-    p.add_argument("--num", type=number(int, 1, 10**6), help="default: 12; 2000 with --export")
-    p.add_argument("--captions", choices=VOCABULARY, help="default: full where only shown")
-    p.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, metavar="N")
-    p.add_argument("--digits", default="auto", choices=("auto", "mnist", "drawn"))
-    p.add_argument("--data-root", metavar="DIR", help="folder with MNIST's .gz files")
-    args = p.parse_args(argv)
+    args = add_flags(p, FLAGS).parse_args(argv)
     shown = args.export is None
 
     def work():

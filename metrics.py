@@ -27,7 +27,8 @@ import data
 from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF
 from model import load, pick_device
 from sample import generate
-from support.console import UserError, exit_status, number
+from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
+                             number, one_of)
 from support.run import read_file
 
 CLASSIFIER = Path(__file__).parent / "checkpoints" / "classifier.pt"
@@ -44,7 +45,7 @@ SLOW, QUICK = 16, 22  # pixels of travel; the grammar draws 8-13 and 26-36, drif
 # ---- the digit classifier ------------------------------------------------------------------------
 
 class DigitNet(nn.Module):
-    """Crops (n 1 28 28) in [0, 1] -> logits (n 10); `features` stops at (n 32)."""
+    """Crops (n 1 28 28) in [0, 1] -> logits (n 10); `body` stops at features (n 32)."""
 
     def __init__(self):
         super().__init__()
@@ -55,11 +56,8 @@ class DigitNet(nn.Module):
             nn.Flatten(), nn.Linear(48 * 7 * 7, 32), nn.ReLU())
         self.head = nn.Linear(32, 10)
 
-    def features(self, crops):
-        return self.body(crops)
-
     def forward(self, crops):
-        return self.head(self.features(crops))
+        return self.head(self.body(crops))
 
 
 def load_classifier(path=CLASSIFIER, device="cpu"):
@@ -140,7 +138,7 @@ def look(x, classifier):
     parts[(shows != k) | (k == 1)] = True  # the whole ink, where nothing is cut
     ink, light = (rearrange(a[:, None] * parts, "f k h w -> (f k) h w") for a in (ink, light))
     centre = centroid(ink)
-    features = classifier.features(crop(light, centre, centre.new_full((len(ink),), BOX[k])))
+    features = classifier.body(crop(light, centre, centre.new_full((len(ink),), BOX[k])))
     return shows, *(rearrange(a, "(f k) d -> f k d", k=k) for a in (centre, features))
 
 
@@ -353,8 +351,9 @@ def report(args):
             "VAE reconstructions": read_clips(decoded, classifier),
             "samples": read_clips(samples, classifier)}
     # along one cycle through all clips, so that none is held against its own caption
-    ring = np.random.default_rng(args.seed % 2**63).permutation(args.num)
-    read["shuffled prompts"] = reorder(read["samples"], np.roll(ring, 1)[ring.argsort()])
+    ring, order = np.random.default_rng(args.seed).permutation(args.num), np.empty(args.num, int)
+    order[ring] = np.roll(ring, 1)  # each clip is read as its neighbour on the ring
+    read["shuffled prompts"] = reorder(read["samples"], order)
     print(f"\n{'clips':20s} {'captions':13s} {'n':>5s}   {'digit % [95 %]':21s}  "
           f"{'motion % [95 %]':21s}  {'both % [95 %]':21s}  steady %")
     for name, readings in read.items():
@@ -362,20 +361,20 @@ def report(args):
     print(f"\nVAE reconstruction: PSNR {psnr(x, decoded):.1f} dB")
 
 
+FLAGS = (
+    ("--checkpoint", str, None, "a trained model; if none is named, the shipped weights"),
+    ("--num", number(int, 2, 10**6), 512, "clips in each row"),
+    ("--captions", one_of("full", "four"), None, "the grammar's part; else what the model knows"),
+    ("--guidance", number(float, 0, 100), None, "guidance scale; else the sampler's own"),
+    ("--steps", number(int, 1, 1000), None, "sampling steps; else the sampler's own"),
+    SEED, DIGITS, DATA_ROOT, DEVICE)
+
+
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    parser = argparse.ArgumentParser(description="Does the model obey its captions? The table.")
-    add = parser.add_argument
-    add("--checkpoint", help="a trained model (default: the shipped weights)")
-    add("--num", type=number(int, 2, 10**6), default=512, help="clips in each row, 2 or more (512)")
-    add("--captions", choices=["full", "four"], help="the grammar's part (what the model knows)")
-    add("--guidance", type=number(float, 0, 100), help="guidance scale (the sampler's default)")
-    add("--steps", type=number(int, 1, 1000), help="sampling steps (the sampler's default)")
-    add("--seed", type=number(int, 0, 2**63 - 1), default=0, help="of captions, noise, shuffling")
-    add("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    add("--digits", choices=["auto", "mnist", "drawn"], default="auto", help="as in train.py")
-    add("--data-root", help="folder with MNIST's four .gz files")
-    return exit_status(lambda: report(parser.parse_args(argv)))
+    p = argparse.ArgumentParser(description="Does the model obey its captions? The table.")
+    args = add_flags(p, FLAGS).parse_args(argv)
+    return exit_status(lambda: report(args))
 
 
 if __name__ == "__main__":

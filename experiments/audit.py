@@ -15,7 +15,9 @@ from tqdm import tqdm
 
 import metrics
 from data import KINDS
-from experiments.common import choose, exit_status, flags, judge, pick_device, test_scenes
+from experiments.common import choose, flags, judge, test_scenes
+from model import pick_device
+from support.console import exit_status
 
 
 def outspoken(scenes):

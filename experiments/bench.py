@@ -26,10 +26,10 @@ FLAGS = (
     ("--preset", one_of(*train.PRESETS), "base", "whose networks and batch"),
     ("--batch-size", number(int, 1, 10**6), None, "clips a step; else the preset's"),
     ("--steps", number(int, 1, 10**6), 30, "steps a timing, of which three are made"),
-    ("--device", DEVICE, "auto", "where to work"),
-    ("--amp", one_of("auto", *train.AMP), "auto", "as in train.py"),
+    ("--amp", one_of("auto", *train.AMP_DTYPE), "auto", "as in train.py"),
     ("--compile", bool, False, "as in train.py"),
-    ("--profile", bool, False, "also list the costliest operations of a step"))
+    ("--profile", bool, False, "also list the costliest operations of a step"),
+    DEVICE)
 
 
 class Timed:

@@ -9,20 +9,15 @@ import torch
 import data
 import metrics
 from model import load, pick_device
-from support.console import exit_status, number
+from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, add_flags, exit_status, number)
 
 
 def flags(about, num):
     """The parser of a measurement's command; num: how many clips it takes by default."""
-    p = argparse.ArgumentParser(description=about.split("\n")[0])
-    p.add_argument("--checkpoint", help="a trained model (default: the shipped weights)")
-    p.add_argument("--num", type=number(int, 2, 10**6), default=num,
-                   help="clips in each row (default: %(default)s)")
-    p.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0)
-    p.add_argument("--device", choices=["auto", "cpu", "cuda", "mps"], default="auto")
-    p.add_argument("--digits", choices=["auto", "mnist", "drawn"], default="auto")
-    p.add_argument("--data-root", help="folder with MNIST's four .gz files")
-    return p
+    return add_flags(argparse.ArgumentParser(description=about.split("\n")[0]), (
+        ("--checkpoint", str, None, "a trained model; if none is named, the shipped weights"),
+        ("--num", number(int, 2, 10**6), num, "clips in each row"),
+        SEED, DIGITS, DATA_ROOT, DEVICE))
 
 
 def test_scenes(args, n, captions="four", start=0):

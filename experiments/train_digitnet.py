@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import data
 from metrics import CLASSIFIER, INK, DigitNet, centroid, crop
-from support.console import exit_status, number
+from support.console import DATA_ROOT, DIGITS, SEED, add_flags, exit_status
 from support.run import save
 
 
@@ -67,13 +67,12 @@ def train_classifier(digits, seed=0, epochs=14, batch=256):
 
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0)
-    p.add_argument("--digits", choices=["mnist", "drawn"], default="mnist")
-    p.add_argument("--data-root", help="folder with MNIST's four .gz files")
-    args = p.parse_args(argv)
+    args = add_flags(p, (SEED, DIGITS, DATA_ROOT)).parse_args(argv)
 
     def work():
-        digits = data.load_digits("train", args.digits, args.data_root)
+        # drawn ones only if asked for: the judge reads MNIST
+        source = "mnist" if args.digits == "auto" else args.digits
+        digits = data.load_digits("train", source, args.data_root)
         net = train_classifier(digits, args.seed)
         half = {name: value.half() if value.is_floating_point() else value
                 for name, value in net.state_dict().items()}

@@ -159,7 +159,7 @@ def test_psnr_matches_its_definition():
 
 def test_classifier_keeps_its_budget(net):
     assert sum(p.numel() for p in net.parameters()) <= 150_000
-    assert net.features(torch.zeros(1, 1, 28, 28)).shape == (1, 32)
+    assert net.body(torch.zeros(1, 1, 28, 28)).shape == (1, 32)
 
 
 def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net):

@@ -279,7 +279,7 @@ def parse(argv):
     preset = given.preset
     saved = find_run(out, given.resume)
     if preset == "auto" and saved:
-        preset = saved["settings"].get("preset")
+        preset = str(saved["settings"].get("preset"))
     elif preset == "auto":
         preset = "tiny" if pick_device(given.device).type == "cpu" else "base"
     args = with_defaults(p, argv, saved, PRESETS.get(preset, {}))

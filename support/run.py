@@ -105,6 +105,7 @@ def find_run(folder, resume):
     try:
         (stage, step), settings = saved["progress"], saved["settings"]
         whole = (0 <= step <= settings[f"{stage}_steps"] and saved["log_bytes"] >= 0
+                 and all(isinstance(name, str) for name in settings)
                  and {"model", "ema", "optimizer", "scaler"} <= saved.keys())
     except (KeyError, TypeError, ValueError):
         whole = False

@@ -175,9 +175,10 @@ class Diffusion:
         return x
 
     @torch.no_grad()
-    def dpm(self, model, x_T, steps):
+    def dpm(self, model, x_T, steps, eta=0.0, noise=torch.randn_like):
         """DPM-Solver++(2M) (Lu et al. 2022 Alg. 2), the midpoint form: second order in the
-        half log-SNR λ = log(√ᾱ / √(1−ᾱ)), first order at the first and the last step."""
+        half log-SNR λ = log(√ᾱ / √(1−ᾱ)), first order at the first and the last step. With eta 1
+        its SDE form, which forgets a part of x at each step and draws fresh noise for it."""
         x, x0_last, h_last = x_T, None, None  # each step, h long in λ: x' = s'/s·x − a'·(e⁻ʰ−1)·D
         for t, t_prev in jumps(steps):
             x0, _ = self.to_x0_eps(model(x, every(x, t)), x, t)
@@ -190,7 +191,9 @@ class Diffusion:
             if x0_last is not None:
                 half = h / (2 * h_last)    # of this step, in steps like the last
                 d = (1 + half) * x0 - half * x0_last
-            x = s_prev / s * x - a_prev * math.expm1(-h) * d
+            x = s_prev / s * math.exp(-eta * h) * x - a_prev * math.expm1(-(1 + eta) * h) * d
+            if eta:
+                x = x + s_prev * (-math.expm1(-2 * eta * h)) ** 0.5 * noise(x)
             x0_last, h_last = x0, h
 
 

@@ -20,7 +20,7 @@ import warnings
 import torch
 from einops import rearrange, repeat
 
-from diffusion import SAMPLERS, guide
+from diffusion import guide
 from model import SHIPPED, WINDOW, amp, load, seeded
 from support.console import DEVICE, SEED, UserError, add_flags, exit_status, number, one_of
 from support.video import check_clip_path, read_picture, write_clip
@@ -29,7 +29,7 @@ from unet3d import STRIDES
 
 CARRIED = 4                                     # known frames that a continuation begins with
 SECONDS, TICKS = 3.2, 20                        # one action; ticks a second
-STEPS = {"dpm": 20, "ddim": 50, "ddpm": 250}    # for key frames; a fill takes a tenth
+STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}   # for key frames; a fill takes a tenth
 GUIDANCE = 3.0
 GUIDED_BELOW = 0.34    # alpha_bar: guidance works where less of the signal is left (t >= 600)
 WINDOWS_AT_ONCE = 128  # sampled as one batch, to bound memory
@@ -91,7 +91,9 @@ def sample(model, tokens, noise, sampler, steps, scale, stride, known=None, know
     if known is not None:
         mask = rearrange(known_mask, "b f -> b 1 f 1 1")
         network = replacement(model.diffusion, network, known, mask, x_T)
-    if sampler == "ddpm":
+    if sampler == "sde":
+        x0 = model.diffusion.dpm(network, x_T, steps, 1.0, noise)
+    elif sampler == "ddpm":
         x0 = model.diffusion.ddpm(network, x_T, steps, noise)
     elif sampler == "ddim":
         x0 = model.diffusion.ddim(network, x_T, steps)
@@ -132,7 +134,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     """One clip a prompt: x (b c f h w) in [-1, 1] on the model's device.
 
     num_frames: 16, 32 or 64 frames of one action of 3.2 s. steps: for the key frames; a fill takes
-    a tenth. sampler: dpm (default), ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain
+    a tenth. sampler: dpm (default), sde, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain
     conditional; fills see their neighbours and need at most 1. Clip i's noise depends on (seed, i).
     stride: 2 or 1 makes one window of 16 frames at 10 or 20 a second, a part of the action.
     first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart; with 17 of
@@ -169,8 +171,8 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
 
 def check_plan(num_frames, stride, known, sampler):
     """Raise `UserError` for frames, strides and samplers that `generate` does not have."""
-    if sampler not in SAMPLERS:
-        raise UserError(f"there is no sampler {sampler!r}: choose from {', '.join(SAMPLERS)}")
+    if sampler not in STEPS:
+        raise UserError(f"there is no sampler {sampler!r}: choose from {', '.join(STEPS)}")
     if num_frames not in (16, 32, 64) or stride not in STRIDES:
         raise UserError(f"{num_frames} frames at stride {stride}: --frames must be 16, 32 or 64, "
                         "and --stride 4, 2 or 1")
@@ -187,8 +189,8 @@ FLAGS = (
     ("--frames", int, None, "16, 32 or 64 of the 3.2-second action; else 32, or 16 with --stride"),
     ("--fps", number(float, 0.1, 100), None, "frames a second of the file; else real time"),
     ("--steps", number(int, 1, 1000), None, "denoising steps for key frames, a tenth for fills; "
-     "else 20 (dpm), 50 (ddim), 250 (ddpm)"),
-    ("--sampler", one_of(*SAMPLERS), "dpm", "how to get from noise to a clip"),
+     "else 20 (dpm, sde), 50 (ddim), 250 (ddpm)"),
+    ("--sampler", one_of(*STEPS), "dpm", "how to get from noise to a clip"),
     ("--guidance", number(float, 0, 100), GUIDANCE, "0 ignores the prompt, 1 is plain conditional"),
     ("--num", number(int, 1, 1000), 1, "clips of each prompt, shown as one grid"),
     ("--stride", int, 4, "ticks of 1/20 s between frames; 2 or 1 shows 16 frames of a part"),

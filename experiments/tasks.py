@@ -17,10 +17,10 @@ import torch
 
 import data
 import metrics
-from diffusion import SAMPLERS, T
+from diffusion import T
 from experiments.common import centres, decode, encode, flags, judge, of_kind, run_parts
 from model import seeded
-from sample import denoiser, generate
+from sample import STEPS, denoiser, generate
 
 LEVELS = (999, 950, 900, 850, 800, 700, 600, 400)
 
@@ -117,7 +117,7 @@ def samplers(model, classifier, scenes, args):
     for scale in (0, 1, 2, 4, 8):
         row(str(scale), guidance_scale=scale)
     print("\nsteps (guidance 3)")
-    for name in SAMPLERS:
+    for name in STEPS:
         for steps in (4, 8, 16, 32, 64):
             row(f"{name} {steps}", sampler=name, steps=steps)
 

@@ -45,6 +45,7 @@ def test_same_seed_same_video_and_every_sampling_flag_changes_something(trained,
     assert make(tmp_path, *plain) == first
     assert imageio.imread(tmp_path / "a.gif", index=None).shape[0] == 32
     for change in (["--seed", "1"], ["--steps", "2"], ["--sampler", "ddim"], ["--sampler", "ddpm"],
+                   ["--sampler", "sde"],
                    ["--guidance", "0"], ["--guidance", "7"], ["--frames", "16"],
                    ["--frames", "64"], ["--fps", "5"], ["--num", "2"], ["--stride", "2"],
                    ["--stride", "1"], ["--extend", "1"]):

@@ -98,6 +98,21 @@ def test_ddim_lands_on_the_exact_gaussian():
     assert torch.allclose(x, exact_flow(x_T, diffusion.alpha_bar[-1]), atol=5e-3)
 
 
+def test_sde_finds_the_distribution_and_its_variance_is_lu_et_als():
+    """The SDE form: exact in the limit; one step's noise has variance s'²(1 − e⁻²ʰ)."""
+    torch.manual_seed(0)
+    diffusion = Diffusion("linear", "v")
+    x = diffusion.dpm(ideal(diffusion), torch.randn(4000, 1).double(), 100, eta=1.0)
+    assert x.mean().item() == pytest.approx(MEAN, abs=0.04)
+    assert x.std().item() == pytest.approx(STD, abs=0.03)
+    seen, still = [], torch.zeros(20_000, 1, dtype=torch.float64)
+    diffusion.dpm(lambda x, t: seen.append(x) or torch.zeros_like(x), still, 10, eta=1.0)
+    alpha_bar = diffusion.alpha_bar[[999, 899]]
+    snr = alpha_bar / (1 - alpha_bar)
+    variance = (1 - alpha_bar[1]) * (1 - snr[0] / snr[1])
+    assert seen[1].var().item() == pytest.approx(variance.item(), rel=0.03)
+
+
 @pytest.mark.parametrize("predict", PREDICTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_find_the_distribution_whatever_is_predicted(sampler, predict):

@@ -96,7 +96,7 @@ class Diffusion:
         `like` (b ...), for one level t, an int that all share, two numbers.
 
         important: the tables are float64 and cast last. In float32, 1 - alpha_bar loses its digits
-        near t = 0, and with them the small variances of the last steps. t = -1 means no noise: a = 1.
+        near t = 0, and with them the small variances of the last steps. t = -1 is no noise at all.
         """
         if isinstance(t, int):
             return self.signal[t].item(), self.noise[t].item()

@@ -4,7 +4,7 @@
 
 A model is made from its config, a plain dict that travels in the file beside the weights, so that
 `sample.py` needs nothing but the file. A training checkpoint holds the raw weights "model", their
-moving average "ema" and what else its run needs; shipped weights hold "ema" alone, in half precision.
+moving average "ema" and what else its run needs; shipped weights hold "ema" alone, as halves.
 What is damaged, made by hand or of another version is refused before it can cost memory.
 """
 
@@ -66,7 +66,7 @@ def restore(saved, key, path):
     try:
         config, weights = saved["config"], saved[key]
         check_sizes(config)
-        with torch.device("meta"):  # where tensors have shapes but no numbers, so size costs nothing
+        with torch.device("meta"):  # tensors with shapes but no numbers: size costs nothing
             shadow = TextToVideo(config)
             shapes = {name: value.shape for name, value in shadow.state_dict().items()}
             z = torch.zeros(1, *shadow.window)[:, :, :1]  # a still, to see that the parts fit

@@ -134,8 +134,8 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     """One clip a prompt: x (b c f h w) in [-1, 1] on the model's device.
 
     num_frames: 16, 32 or 64 frames of one action of 3.2 s. steps: for the key frames; a fill takes
-    a tenth. sampler: dpm (default), sde, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain
-    conditional; fills see their neighbours and need at most 1. Clip i's noise depends on (seed, i).
+    a tenth. sampler: dpm (default), sde, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is
+    plain conditional; fills need no more. Clip i's noise depends on (seed, i) alone.
     stride: 2 or 1 makes one window of 16 frames at 10 or 20 a second, a part of the action.
     first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart; with 17 of
     them there is only to fill. then: lists of prompts (b each), one for every continuation by 13

@@ -87,7 +87,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config, d = config, config.width
-        # important: words and positions have one scale at birth. With N(0, 1) words, torch's default,
+        # important: words and positions have one scale at birth. With torch's N(0, 1) words,
         # positions are 2 % of the sum, "left then down" is "down then left", and training never
         # mends it: turns stay a coin toss.
         self.word = nn.Embedding(config.vocabulary + 1, d)

@@ -65,7 +65,7 @@ MEASURED = 4096           # frames that the latents' mean and std are measured o
 
 # ---- what a step sees ----------------------------------------------------------------------------
 
-# The windows of 17 frames teach five tasks, those before FILL at stride 4; of 16 windows so many show
+# Windows of 17 frames teach five tasks, those before FILL at stride 4; of 16 so many show
 KEYS = 0      # 9  the whole action at stride 4, no frame known      (text -> clip)
 IMAGE = 1     # 1  the same, its first frame known                   (picture -> clip)
 CONTINUE = 2  # 2  four known frames, then the action                (continuation, chains)
@@ -94,7 +94,7 @@ def draw_windows(clips, seed, first, n, device):
     fine = np.where(choose.below("fine", 4) < 3, 2, 1)     # three parts of four at stride 2
     stride = np.where(task < FILL, 4, fine)                                             # n
     start = choose.below("start", data.ACTION - (WINDOW - 1) * stride + 1)
-    start = np.where(task == CONTINUE, -4 * (CARRIED - 1), start)   # known frames come before tick 0
+    start = np.where(task == CONTINUE, -4 * (CARRIED - 1), start)  # known ones come before tick 0
     ticks = start[:, None] + stride[:, None] * frame                                    # n f
     random = (choose.below("bits", 2 ** WINDOW)[:, None] >> frame) % 2 == 1             # n f
     unsteady = (task == PART) & ~scenes.steady
@@ -157,7 +157,7 @@ def learning_rate(step, steps, peak):
 
 @torch.no_grad()
 def update_ema(ema, model, step):
-    """ema <- decay·ema + (1 - decay)·model: over about the last tenth of the stage's steps so far."""
+    """ema <- decay·ema + (1 - decay)·model: over about the last tenth of its steps so far."""
     pairs = [(e, p) for e, p in zip(ema.parameters(), model.parameters()) if p.requires_grad]
     averages, weights = zip(*pairs)
     decay = (1 + step) / (10 + step)
@@ -228,7 +228,7 @@ def finish_vae(run, clips, seed):
 
 @torch.no_grad()
 def write_samples(run, stage, step, clips, args):
-    """Strips at fixed prompts and noise, raw and averaged weights; of the vae, truth and rebuilt."""
+    """Strips of fixed prompts and noise, raw and averaged weights; of the vae truth and rebuilt."""
     if RANK > 0:
         return
     x, *_ = draw_stills(clips, args.seed, "vae", 0, 8, run.model.device)

@@ -84,7 +84,7 @@ def load_upscaler(checkpoint, model):
     """The trained `Upscaler` that belongs to a model's checkpoint (None: the shipped weights)."""
     path = Path(checkpoint or SHIPPED).parent / "upscale" / "weights.pt"
     if not path.exists():
-        raise UserError(f"these weights have no super-resolution ({path}): train it with upscale.py "
+        raise UserError(f"these weights have no super-resolution ({path}): train it by upscale.py "
                         "--checkpoint FILE")
     saved, upscaler = read_file(path), Upscaler(model.vae.config.channels)
     try:

@@ -1,6 +1,6 @@
 """Several processes, one a GPU, that train one network together; torchrun starts them.
 
-Each makes the same steps on its own rows of the batch, from the same weights; only gradients travel.
+Each makes the same steps on its own rows of the batch; only gradients travel.
 Without torchrun there is one process, and nothing here does anything.
 """
 
@@ -37,8 +37,8 @@ def join_processes(device):
 
 
 def my_rows(draw, b, *shape, g):
-    """Random numbers (b *shape) by draw = torch.rand or torch.randn: this process's rows of those of
-    the whole batch, so that two processes together see what one would have seen."""
+    """Random numbers (b *shape) by draw = torch.rand or torch.randn: this process's rows of all
+    of the batch, so that two processes together see what one would have seen."""
     whole = draw(b * WORLD, *shape, device=g.device, generator=g)
     return whole[RANK * b:(RANK + 1) * b]
 

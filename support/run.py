@@ -6,9 +6,9 @@
             run.log(losses, t, norm, lr)
 
 After every tenth step it writes a row of the log and stops if asked to; 16 times a stage it saves.
-A checkpoint replaces the old one whole, and on resume log.csv is cut back to what the checkpoint has
-seen: after kill -9 the steps since then are made again, exactly, and no row of the log is missing or
-there twice. Numbers that are not finite stop the run before they are saved. Of several processes
+A checkpoint replaces the old one whole, and on resume log.csv is cut back to what the checkpoint
+has seen: after kill -9 the steps since then are made again, exactly, and no row of the log is missing
+or there twice. Numbers that are not finite stop the run before they are saved. Of several processes
 only the first one writes.
 """
 
@@ -160,7 +160,7 @@ class Run:
         self.before = {s: signal.signal(s, self.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def open_log(self, seen):
-        """Take the folder for this run alone, and cut its log back to the bytes a checkpoint saw."""
+        """Take the folder for this run alone, and cut its log back to what a checkpoint saw."""
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         self.file = open(self.folder / "log.csv", "a", newline="")
         try:
@@ -169,7 +169,7 @@ class Run:
         except BlockingIOError:
             raise UserError(f"another run is writing into {self.folder}: stop it, or begin this "
                             "one in another folder") from None
-        path = self.folder / "checkpoint.pt"  # since it was read, another run may have come and gone
+        path = self.folder / "checkpoint.pt"  # another run may have come and gone
         if path.exists() and (not self.saved or path.stat().st_mtime_ns != self.saved["when"]):
             raise UserError(f"another run has written {path} meanwhile: start again with --resume")
         if self.log_bytes() < seen:
@@ -195,7 +195,7 @@ class Run:
             self.file.close()
 
     def on_signal(self, number, frame):
-        """Ctrl-C and SIGTERM: go on to the next row of the log, save, stop. Twice: stop at once, but
+        """Ctrl-C and SIGTERM: go on to the next row of the log, save, stop. Twice: at once, but
         not under torchrun, which passes one Ctrl-C on as two signals."""
         if self.stop and WORLD == 1:
             raise KeyboardInterrupt
@@ -209,10 +209,10 @@ class Run:
             first = self.saved["progress"][1]
             self.restore_optimizer(optimizer)
         else:
-            self.write_checkpoint(stage, 0, optimizer)  # so that a folder with a log has a checkpoint
+            self.write_checkpoint(stage, 0, optimizer)  # so that each log has a checkpoint
         if first > total:
-            raise UserError(f"the {stage} stage has made {first} steps already, so it cannot end at "
-                            f"{total}")
+            raise UserError(f"the {stage} stage has made {first} steps already, so it cannot end "
+                            f"at {total}")
         every = max(LOG_EVERY, total // 16 // LOG_EVERY * LOG_EVERY)
         self.mark = time.perf_counter()
         with tqdm(total=total, initial=first, desc=stage, disable=RANK > 0) as bar:
@@ -303,7 +303,7 @@ class Run:
             what = "gradient" if finite[i] else "loss"
             level = t[i, losses[i].nan_to_num(torch.inf).argmax()].item()
             where = "" if level != level else f", noise level {level:.0f}"
-            raise UserError(f"the {what} is not finite at step {step - len(losses) + 1 + i} of stage "
-                            f"{stage}{where}: the last good checkpoint is kept; --resume with "
+            raise UserError(f"the {what} is not finite at step {step - len(losses) + 1 + i} of "
+                            f"stage {stage}{where}: the last good checkpoint is kept; --resume with "
                             "--amp off, or begin again with a lower --lr")
         return int(skipped.sum())

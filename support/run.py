@@ -7,7 +7,7 @@
 
 After every tenth step it writes a row of the log and stops if asked to; 16 times a stage it saves.
 A checkpoint replaces the old one whole, and on resume log.csv is cut back to what the checkpoint
-has seen: after kill -9 the steps since then are made again, exactly, and no row of the log is missing
+has seen: after kill -9 the steps since then are made again, exactly, and no row of the log is lost
 or there twice. Numbers that are not finite stop the run before they are saved. Of several processes
 only the first one writes.
 """
@@ -304,6 +304,6 @@ class Run:
             level = t[i, losses[i].nan_to_num(torch.inf).argmax()].item()
             where = "" if level != level else f", noise level {level:.0f}"
             raise UserError(f"the {what} is not finite at step {step - len(losses) + 1 + i} of "
-                            f"stage {stage}{where}: the last good checkpoint is kept; --resume with "
-                            "--amp off, or begin again with a lower --lr")
+                            f"stage {stage}{where}: the last good checkpoint is kept; --resume "
+                            "with --amp off, or begin again with a lower --lr")
         return int(skipped.sum())

@@ -136,7 +136,8 @@ def test_a_picture_is_the_first_frame(model, trained, tmp_path, capsys):
 
 def test_a_chain_begins_as_its_first_prompt_and_goes_on_from_its_last_frames(model, monkeypatch):
     one, seen, begin_with = sample.generate(model, [P], **KEYS), [], sample.begin_with
-    monkeypatch.setattr(sample, "begin_with", lambda z, *step: seen.append(z) or begin_with(z, *step))
+    monkeypatch.setattr(sample, "begin_with",
+                        lambda z, *step: seen.append(z) or begin_with(z, *step))
     two = sample.generate(model, [P], then=[["a 3 moving up"], ["a 3 moving up"]], **KEYS)
     assert two.shape[2] == 16 + 2 * 13 and torch.equal(two[:, :, :16], one)
     with torch.no_grad():
@@ -157,7 +158,8 @@ def test_super_resolution_trains_for_a_checkpoint_and_treats_equal_frames_alike(
     shutil.copy(trained / "checkpoint.pt", tmp_path)
     plain = [P, "--checkpoint", str(tmp_path / "checkpoint.pt"), "--frames", "16", "--steps", "1"]
     assert sample.main([*plain, "--upscale", "2", "--out", str(tmp_path / "no.gif")]) == 2
-    assert upscale.main([*plain[1:3], "--steps", "2", "--batch-size", "8", "--digits", "drawn"]) == 0
+    few = ["--steps", "2", "--batch-size", "8", "--digits", "drawn"]
+    assert upscale.main([*plain[1:3], *few]) == 0
     model = sample.load(tmp_path / "checkpoint.pt", "cpu")
     upscaler = upscale.load_upscaler(tmp_path / "checkpoint.pt", model)
     assert sum(p.numel() for p in upscaler.parameters()) <= 6e5
@@ -212,7 +214,11 @@ def damage(key, value):
     return change
 
 
-DAMAGES = [damage([int(k) if k.isdigit() else k for k in key.split()], value) for key, value in (
+def path_of(key):
+    return [int(name) if name.isdigit() else name for name in key.split()]
+
+
+DAMAGES = [damage(path_of(key), value) for key, value in (
     ("config", {}), ("config", 3), ("config unet", "x"), ("config unet widths", [10, 10]),
     ("config unet widths", [8192, 8192]), ("config unet head_dim", 0), ("config vae widths", []),
     ("config vae widths", [8] * 10_000), ("config vae blocks", 10**9), ("config text heads", -1),
@@ -220,7 +226,7 @@ DAMAGES = [damage([int(k) if k.isdigit() else k for k in key.split()], value) fo
     ("config vocabulary", []), ("config size", "64"), ("config size", 2**20),
     ("config predict", "noise"), ("ema", []), ("ema", {"a": 1}),
     ("ema vae.latent_std", torch.full((4,), torch.nan)))]
-DAMAGED_RUNS = [damage([int(k) if k.isdigit() else k for k in key.split()], value) for key, value in (
+DAMAGED_RUNS = [damage(path_of(key), value) for key, value in (
     ("model", {}), ("progress", (-1, 1)), ("progress", ("clips", -1)), ("progress", ("clips", 99)),
     ("progress", ("odd", 1)), ("progress", ()), ("settings", {}), ("settings seed", "x"),
     ("settings batch_size", 0), ("settings lr", float("nan")), ("settings seed", 2**70),
@@ -401,7 +407,8 @@ def test_a_clip_is_written_whole_or_said_not_to_be(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(video.Path, "write_bytes", full)
     for name in ("a.gif", "a.mp4", "a.png"):
-        assert exit_status(lambda: video.write_clip(torch.zeros(1, 4, 64, 64), tmp_path / name)) == 2
+        x, path = torch.zeros(1, 4, 64, 64), tmp_path / name
+        assert exit_status(lambda: video.write_clip(x, path)) == 2
         error = capsys.readouterr().err
         assert error.count("error: ") == 1 and "the disk is full" in error and "Trace" not in error
 

@@ -72,8 +72,9 @@ def restore(saved, key, path):
             z = torch.zeros(1, *shadow.window)[:, :, :1]  # a still, to see that the parts fit
             tokens = shadow.tokenizer(config["vocabulary"][-1:])
             x = shadow.vae.decode(shadow.unet(z, torch.zeros(1), *shadow.text_encoder(tokens)))
-        if shapes != {name: value.shape for name, value in weights.items()}:
-            raise ValueError("its weights have other names or shapes than its config says")
+        if shapes != {name: value.shape for name, value in weights.items()} or any(
+                value.untyped_storage().nbytes() < value.nbytes for value in weights.values()):
+            raise ValueError("its weights have other names, shapes or sizes than its config says")
         if x.shape not in {(1, c, 1, config["size"], config["size"]) for c in (1, 3)}:
             raise ValueError(f"it makes frames of shape {tuple(x.shape)}")
         model = TextToVideo(config)
@@ -98,7 +99,7 @@ def check_sizes(config):
                 raise ValueError(f"{part} {name} {value}")
     if not all(word.isprintable() for word in config["vocabulary"]):
         raise ValueError("words that cannot be printed")
-    if config["size"] not in range(16, 1025, 8):
+    if config["size"] not in range(16, 257, 8):
         raise ValueError(f"frames of {config['size']} pixels")
 
 

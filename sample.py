@@ -22,7 +22,8 @@ from einops import rearrange, repeat
 
 from diffusion import guide
 from model import SHIPPED, WINDOW, amp, load, seeded
-from support.console import DEVICE, SEED, UserError, add_flags, exit_status, number, one_of
+from support.console import (DEVICE, SEED, UserError, add_flags, exit_status, number, one_of,
+                             printable)
 from support.video import check_clip_path, read_picture, write_clip
 from text_encoder import words_of
 from unet3d import STRIDES
@@ -234,7 +235,7 @@ def make_clips(args, model):
         then = [prompts] * args.extend
     if args.image is not None:
         first, note = read_picture(args.image, model.config["size"], model.vae.config.channels)
-        print(f"note: {note}", file=sys.stderr)
+        print(printable(f"note: {note}"), file=sys.stderr)
         first = repeat(first, "c 1 h w -> b c 1 h w", b=len(prompts))
     x = generate(model, prompts, num_frames=args.frames, steps=args.steps, sampler=args.sampler,
                  guidance_scale=args.guidance, seed=args.seed, stride=args.stride, first=first,
@@ -261,9 +262,9 @@ def work(args):
         x = upscale(upscaler, x, seed=args.seed)
     fps = args.fps or (args.frames / SECONDS if args.stride == 4 else TICKS / args.stride)
     write_clip(x, args.out, fps=fps)
-    print(f"{args.out}: {len(x)} clip{'' if len(x) == 1 else 's'} of {x.shape[2]} frames from "
-          f"{args.checkpoint or SHIPPED}, seed {args.seed}, {time.perf_counter() - begun:.1f} s on "
-          f"{model.device}")
+    print(printable(f"{args.out}: {len(x)} clip{'' if len(x) == 1 else 's'} of {x.shape[2]} frames "
+                    f"from {args.checkpoint or SHIPPED}, seed {args.seed}, "
+                    f"{time.perf_counter() - begun:.1f} s on {model.device}"))
 
 
 def main(argv=None):

@@ -263,7 +263,7 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--crop", bool, False, "own clips: cut to the middle square"),
     ("--schedule", one_of("auto", *SCHEDULES), "auto", "auto: cosine, but linear for eps"),
     ("--predict", one_of(*PREDICTIONS), "v", "what the U-Net predicts"),
-    ("--out", Path, None, "the run's folder; else runs/DATA"),
+    ("--out", str, None, "the run's folder; else runs/DATA"),
     ("--resume", bool, False, "go on with the run in --out"),
     ("--compile", bool, False, "torch.compile the U-Net: a minute to start, then faster steps"),
     SEED, DIGITS, DATA_ROOT, DEVICE)
@@ -275,7 +275,9 @@ def parse(argv):
     p = add_flags(argparse.ArgumentParser(description=__doc__.split("\n")[0], usage=(
         "python train.py --data moving_mnist_captions [options]   (--help lists them)")), FLAGS)
     given = p.parse_args(argv)
-    out = given.out or Path("runs") / Path(os.path.abspath(given.data)).name
+    if given.out == "":
+        raise UserError("--out names no folder: leave it out for runs/DATA")
+    out = Path(given.out or Path("runs") / Path(os.path.abspath(given.data)).name)
     preset = given.preset
     saved = find_run(out, given.resume)
     if preset == "auto" and saved:

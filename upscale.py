@@ -29,6 +29,7 @@ from model import SHIPPED, amp, load, seeded
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number)
 from support.digits import load_digits
+from support.processes import WORLD
 from support.run import Run, check_resume, find_run, read_file, settings_of, with_defaults
 from support.video import write_clip
 from train import learning_rate, update_ema
@@ -86,13 +87,21 @@ def load_upscaler(checkpoint, model):
     if not path.exists():
         raise UserError(f"these weights have no super-resolution ({path}): train it by upscale.py "
                         "--checkpoint FILE")
-    saved, upscaler = read_file(path), Upscaler(model.vae.config.channels)
-    try:
-        upscaler.load_state_dict(saved["ema"])
-    except Exception as error:  # a file may hold anything
-        raise UserError(f"{path} holds no super-resolution for these weights "
-                        f"({type(error).__name__}): train it with upscale.py") from None
+    upscaler = Upscaler(model.vae.config.channels)
+    fill_in(upscaler, read_file(path), "ema", path)
     return upscaler.to(model.device).eval()
+
+
+def fill_in(upscaler, saved, key, path):
+    """Give an `Upscaler` the weights `key`, "ema" or "model", of a file's dict."""
+    try:
+        upscaler.load_state_dict(saved[key])
+        finite = all(value.isfinite().all() for value in upscaler.state_dict().values())
+    except Exception:  # a file may hold anything
+        finite = False
+    if not finite:
+        raise UserError(f"{path} holds no super-resolution for these weights, or is damaged: train "
+                        "it by upscale.py")
 
 
 @torch.no_grad()
@@ -166,6 +175,8 @@ def work(argv):
     """What the command does."""
     p = add_flags(argparse.ArgumentParser(description=__doc__.split("\n")[0]), FLAGS)
     given = p.parse_args(argv)
+    if WORLD > 1:
+        raise UserError("upscale.py takes one process: start it without torchrun")
     path = SHIPPED if given.checkpoint is None else Path(given.checkpoint)
     folder = path.parent / "upscale"
     saved = find_run(folder, given.resume)
@@ -181,8 +192,8 @@ def work(argv):
     ema = copy.deepcopy(upscaler)
     if saved:
         check_resume(args, saved, ("seed",))
-        upscaler.load_state_dict(saved["model"])
-        ema.load_state_dict(saved["ema"])
+        fill_in(upscaler, saved, "model", folder / "checkpoint.pt")
+        fill_in(ema, saved, "ema", folder / "checkpoint.pt")
     ema = ema.to(model.device).eval().requires_grad_(False)
     with Run(folder, settings_of(args), upscaler.to(model.device), ema, saved) as run:
         train_upscaler(run, model, data.MovingMNIST("full", digits=digits), args)

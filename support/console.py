@@ -40,6 +40,21 @@ def exit_status(work):
     return 2
 
 
+def write_whole(path, content):
+    """Write bytes such that a crash or a full disk leaves the old file or the new one, whole."""
+    part = f"{path}.part"
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        if os.path.exists(part):
+            os.remove(part)
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+
+
 def in_words(error):
     """An exception as a sentence; a full disk says that it is full."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -25,12 +25,12 @@ import torch
 from einops import rearrange
 from tqdm import tqdm
 
-from support.console import UserError, printable
+from support.console import UserError, in_words, printable
 
 SIZE, ACTION, PAST = 64, 64, 12  # pixels a side; ticks of an action, and before a continuation
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
 MAX_SECONDS, MAX_PIXELS = 600, 2 ** 34  # of a clip, in all its frames: ffmpeg takes two minutes
-MAX_WORDS = 64   # of a caption; the rest is cut
+MAX_WORDS, MAX_VOCABULARY = 64, 65_536  # of a caption, the rest is cut; of all captions
 GREY = 16        # largest difference of a pixel's channels in a grey clip (MP4 is lossy)
 # important: ffmpeg goes by the content, whatever the name, and would follow play lists elsewhere
 SAFE = ["-nostdin", "-protocol_whitelist", "file", "-format_whitelist", "mov,matroska,avi,gif",
@@ -89,7 +89,7 @@ def decoded(path, crop):
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"decoded clips cannot be kept in {cache} ({error.strerror}): make room, "
+        raise UserError(f"decoded clips cannot be kept in {cache} ({in_words(error)}): make room, "
                         "or set XDG_CACHE_HOME to a folder on another disk") from None
     return file, frames.shape
 
@@ -123,6 +123,11 @@ def find_captions(root, left_out):
     """The clips in a folder and its sub-folders, {path: [caption, ...]}; `left_out` gets {what:
     why}. Opens only what lies there, whatever rows name and links point to."""
     # Hugging Face's cache has folders of links to files in another one, called blobs
+    def readable(path):
+        if not os.access(path, os.R_OK):
+            left_out[path] = "cannot be read: you have no permission to"
+        return os.access(path, os.R_OK)
+
     blobs = next((path / "blobs" for path in root.parents if (path / "blobs").is_dir()), root)
     clips, beside, tables, others = {}, {}, [], Counter()
     for path in sorted(root.rglob("*")):
@@ -138,17 +143,19 @@ def find_captions(root, left_out):
             tables.append(path)
         else:
             others[kind or path.name] += 1
-    for table in tables:
+    for table in filter(readable, tables):
         for path, text in captions_of(table, left_out):
             if path in clips:
                 clips[path].append(text)
             else:
                 left_out[path] = "has a caption, and is no clip in the folder"
     for path, texts in clips.items():
-        if not texts and path.with_suffix("") in beside:
-            with open(beside[path.with_suffix("")], encoding="utf-8-sig", errors="replace") as file:
+        text = beside.get(path.with_suffix(""))
+        if text and not texts and readable(text):
+            with open(text, encoding="utf-8-sig", errors="replace") as file:
                 texts = [file.read(10_000)]
-        texts = [" ".join(printable(text).split()) for text in texts if "\ufffd" not in text]
+        texts = [printable(text).lower() for text in texts if "\ufffd" not in text]
+        texts = [" ".join(text.split()) for text in texts]
         texts = [re.match(rf"(\W*\w+){{0,{MAX_WORDS}}}", text)[0] for text in texts]
         clips[path] = [text for text in texts if text]
     if others:
@@ -183,6 +190,9 @@ class FolderClips:
         self.fingerprint = hashlib.sha256(repr(known).encode()).hexdigest()
         words = [re.findall(r"\w+", text.lower()) for *_, texts in self.clips for text in texts]
         self.words, self.length = sorted(set().union(*words)), max(20, *map(len, words))
+        if max(len(self.words), self.length) > MAX_VOCABULARY:
+            raise UserError(f"{root} has captions of {len(self.words):,} different words, and at "
+                            f"most {MAX_VOCABULARY:,} can be learned: use simpler captions")
         seconds = [frames / 20 for _, frames, _ in self.clips]
         self.notes = [f"{len(seconds):,} {'grey' if self.channels == 1 else 'colour'} clips of "
                       f"{min(seconds)} to {max(seconds)} s with {len(words):,} captions; "

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from support.console import Stopped, UserError, in_words
+from support.console import Stopped, UserError, in_words, printable, write_whole
 from support.processes import RANK, WORLD, everyones, print_once
 
 try:
@@ -42,18 +42,13 @@ COLUMNS = ("stage", "step", "items", "loss", "loss_t0_249", "loss_t250_499", "lo
 def save(path, content):
     """Write a file of torch such that a crash at any moment leaves the old one or the new one. It
     is a zip archive; as its comment it gets the sha256 of all that stands before."""
-    buffer, part = io.BytesIO(), path.with_suffix(".part")
+    buffer = io.BytesIO()
     torch.save(content, buffer)
     body = buffer.getvalue()                          # ends in the comment's length, 2 zero bytes
     digest = hashlib.sha256(body).hexdigest().encode()
     try:
-        with open(part, "wb") as file:
-            file.write(body[:-2] + len(digest).to_bytes(2, "little") + digest)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        write_whole(path, body[:-2] + len(digest).to_bytes(2, "little") + digest)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written: {in_words(error)}. What was saved before is "
                         "intact: go on with --resume") from None
 
@@ -67,8 +62,12 @@ def read_file(path):
     try:
         content = Path(path).read_bytes()
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if any(entry.compress_type for entry in archive.infolist()):
-                raise ValueError("compressed")
+            entries = archive.infolist()
+            if (any(entry.compress_type for entry in entries)
+                    or sum(entry.file_size for entry in entries) > len(content)
+                    or any(b"bytearray" in archive.read(entry) for entry in entries
+                           if entry.filename.endswith(".pkl"))):  # it may be of any size
+                raise ValueError("larger than it looks")
             if content[-22:-18] == b"PK\5\6":  # no comment, as shipped: each entry has its own sum
                 intact = archive.testzip() is None
             else:
@@ -91,6 +90,12 @@ NO_SETTINGS = ("out", "resume", "device", "compile", "prompts", "checkpoint")
 def find_run(folder, resume):
     """The checkpoint in a run's folder as a dict, or None where a new run may begin."""
     path, log = folder / "checkpoint.pt", folder / "log.csv"
+    there = next(above for above in (folder, *folder.absolute().parents) if above.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{folder} cannot be written: name another folder with --out")
+    if log.exists() and not (log.is_file() and (log.stat().st_size == 0 or log.read_bytes()
+                                                .startswith(",".join(COLUMNS).encode()))):
+        raise UserError(f"{log} is no log of a run: move it away, or name another folder")
     if not path.exists():
         if log.is_file() and len(log.read_bytes().splitlines()) > 1:
             raise UserError(f"{folder} holds the log of a run, but no checkpoint.pt to go on from: "
@@ -105,9 +110,10 @@ def find_run(folder, resume):
     try:
         (stage, step), settings = saved["progress"], saved["settings"]
         whole = (0 <= step <= settings[f"{stage}_steps"] and saved["log_bytes"] >= 0
+                 and type(step) is type(saved["log_bytes"]) is int
                  and all(isinstance(name, str) for name in settings)
                  and {"model", "ema", "optimizer", "scaler"} <= saved.keys())
-    except (KeyError, TypeError, ValueError):
+    except Exception:  # a file may hold anything
         whole = False
     if not whole:
         raise UserError(f"{path} holds weights for sampling only, or is damaged or of another "
@@ -118,9 +124,10 @@ def find_run(folder, resume):
 def with_defaults(parser, argv, saved, preset):
     """A command's arguments: what is given wins over the settings of the checkpoint `saved` (or
     None), and those over a preset's dict of settings."""
-    defaults = {**preset, **(saved["settings"] if saved else {})}
+    kept = saved["settings"] if saved else {}
+    defaults = {**preset, **{name: value for name, value in kept.items() if value is not None}}
     # as text, so that what a file says is checked like what a user types
-    parser.set_defaults(**{name: value if value is None or isinstance(value, bool) else str(value)
+    parser.set_defaults(**{name: value if isinstance(value, bool) else str(value)
                            for name, value in defaults.items()})
     return parser.parse_args(argv)
 
@@ -143,7 +150,8 @@ def check_resume(args, saved, fixed):
             raise UserError(f"the run cannot go on with {told[name]}: leave that out, or begin "
                             "another run in another folder")
     if new:
-        print_once(f"note: this run goes on with {', '.join(told.values())}", sys.stderr)
+        print_once(printable(f"note: this run goes on with {', '.join(told.values())}"),
+                   sys.stderr)
 
 
 # ---- the run -------------------------------------------------------------------------------------
@@ -235,9 +243,11 @@ class Run:
     def restore_optimizer(self, optimizer):
         """Give the optimizer, and fp16's loss scaling, what the checkpoint has of them."""
         try:
-            optimizer.load_state_dict(self.saved["optimizer"])
-            fits = all(value.shape in (p.shape, ()) for p, state in optimizer.state.items()
-                       for value in state.values())
+            fresh = optimizer.state_dict()
+            optimizer.load_state_dict(fresh | {"state": self.saved["optimizer"]["state"]})
+            fits = all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} and state["step"] > 0
+                       and state["exp_avg"].shape == state["exp_avg_sq"].shape == p.shape
+                       for p, state in optimizer.state.items())
             if self.scaler.is_enabled() and self.saved["scaler"]:  # empty if it was not fp16 so far
                 self.scaler.load_state_dict(self.saved["scaler"])
         except Exception:  # a file may hold anything

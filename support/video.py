@@ -1,7 +1,9 @@
 """Clips and pictures as files: GIF, MP4 and PNG out; PNG, JPEG and GIF pictures in."""
 
 import csv
+import errno
 import os
+import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from tqdm import tqdm
 
-from support.console import UserError
+from support.console import UserError, write_whole
 
 
 @contextmanager
@@ -100,10 +102,9 @@ def write_clip(x, path, fps=10):
             options = dict(duration=times.tolist() if len(times) > 1 else times[0], loop=0)
     # in memory first: ffmpeg would not tell of a full disk, nor Pillow close its file there
     content = imageio.imwrite("<bytes>", frames, extension=suffix, **options)
-    try:
-        Path(path).write_bytes(content)
-    except OSError as error:  # of a full disk; it does not name the file by itself
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
+    if suffix == ".mp4" and b"moov" not in content:  # ffmpeg wrote to a full disk and was silent
+        raise OSError(errno.ENOSPC, "No space left on device", tempfile.gettempdir())
+    write_whole(path, content)
 
 
 def write_folder(folder, n, make):

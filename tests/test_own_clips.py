@@ -22,8 +22,8 @@ def decodings(tmp_path, tmp_path_factory, monkeypatch):
     """An empty folder to work in, a cache, and the names of the files that were decoded into it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    calls, real = [], own_clips.read_clip
-    monkeypatch.setattr(own_clips, "read_clip", lambda *a: calls.append(a[0].name) or real(*a))
+    calls, real = [], own_clips.decode_file
+    monkeypatch.setattr(own_clips, "decode_file", lambda *a: calls.append(a[0].name) or real(*a))
     return calls
 
 
@@ -205,7 +205,7 @@ def test_a_bomb_is_refused_or_cut_where_it_hides_its_length(monkeypatch):
     monkeypatch.setattr(own_clips, "MAX_PIXELS", 4096 ** 2 * 5)
     real = re.findall
     monkeypatch.setattr(re, "findall", lambda p, text: [] if b"Dur" in p else real(p, text))
-    assert len(own_clips.decode_file(path, False)) == 2                             # 0.1 s
+    assert len(own_clips.decode_file(path, False)) == 2                           # 0.1 s
 
 
 def test_no_clip_at_all_is_an_error_that_lists_why():

@@ -25,7 +25,6 @@ M = (f"(?:{V} {D}|{V} {ADV} {D}|{V} {D} {ADV}|{V} {C} then {C}"
      "|bouncing left and right|bouncing up and down|standing still)")
 CAPTION = re.compile(f"{S}|{S} {M}|{S} {M} and {S} {M}|two digits")
 
-
 def test_every_caption_is_in_the_grammar_and_the_vocabulary_has_its_words_and_no_other():
     for name, grammar in (("full", CAPTION), ("four", re.compile(f"a [0-9] moving {C}"))):
         source = data.MovingMNIST(name, digits=DIGITS)
@@ -35,11 +34,9 @@ def test_every_caption_is_in_the_grammar_and_the_vocabulary_has_its_words_and_no
         assert sorted({word for c in captions for word in c.split()}) == source.words
         assert max(len(c.split()) for c in captions) <= 17 < source.length
 
-
 def test_half_of_every_batch_is_one_digit_in_straight_motion():
     assert (FULL(64, start=64).kind[::2] == data.KINDS.index("straight")).all()
     assert set(FULL(2000).kind) == set(range(len(data.KINDS)))
-
 
 def test_a_clip_depends_on_seed_and_index_only():
     whole, part = FULL(12), FULL(5, start=7)
@@ -48,14 +45,12 @@ def test_a_clip_depends_on_seed_and_index_only():
     assert FULL(12, seed=1).captions != whole.captions
     assert data.make_scenes(12, split="test", digits=DIGITS).captions != whole.captions
 
-
 def test_scenes_are_the_same_on_every_machine():
     """Golden values: a change here changes every clip of every seed."""
     assert choices.splitmix64(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF  # its first output
     pick = data.Chooser(3, "train", [0, 1, 10**6])
     assert pick.below("kind", 1000).tolist() == [212, 24, 317]
     assert zlib.crc32("\n".join(FULL(500, seed=7).captions).encode()) == 3562035352
-
 
 def test_what_is_drawn_is_what_the_positions_say():
     x, _, truth = data.captioned_clips(64, digits=DIGITS)
@@ -66,7 +61,6 @@ def test_what_is_drawn_is_what_the_positions_say():
     off = centre - torch.from_numpy(truth.positions(np.arange(32) * 2)[one, 0])
     assert (off - off[:, :1]).abs().max() < 0.05
 
-
 def test_straight_motion_travels_as_its_adverb_says_and_never_touches_a_wall():
     s = FULL(2000)
     i, room = s.kind == 0, 64 - 28
@@ -75,7 +69,6 @@ def test_straight_motion_travels_as_its_adverb_says_and_never_touches_a_wall():
     low, high = np.array([(8, 36), (8, 13), (26, 36)]).T
     assert (travel >= low[s.adverb[i, 0]] - 1e-9).all() and (travel <= high[s.adverb[i, 0]]).all()
     assert (corner > 0).all() and (corner < room).all()
-
 
 def test_turns_and_bounces_keep_their_distances():
     s = FULL(3000)
@@ -92,13 +85,11 @@ def test_turns_and_bounces_keep_their_distances():
             turn = np.flatnonzero(np.diff(np.sign(np.diff(p[:, axis])))) + 1
             assert len(turn) and (np.minimum(p[turn, axis], room - p[turn, axis]) <= 1).all()
 
-
 def test_steady_scenes_are_those_whose_digits_never_change_their_motion():
     s = FULL(2000)
     step = np.diff(s.positions(np.arange(65)), axis=2)
     straight = (abs(step - step[:, :, :1]).max((2, 3)) < 1e-9) | (s.digit < 0)
     assert np.array_equal(s.steady, straight.all(1)) and .5 < s.steady.mean() < .9
-
 
 def test_two_digits_differ_start_apart_and_seldom_overlap():
     s = FULL.draw(np.flatnonzero(FULL(250).digit[:, 1] >= 0), seed=0)
@@ -112,7 +103,6 @@ def test_two_digits_differ_start_apart_and_seldom_overlap():
         high.append(63 - sides.flip(-1).argmax(-1))
     gap = torch.maximum(low[0] - high[1], low[1] - high[0]).amax(0)                  # n f
     assert (gap[:, 0] > 0).all() and ((gap <= 0).float().mean(1) <= 0.25).all()
-
 
 def test_continued_scenes_start_anywhere_come_from_another_motion_and_stop_at_walls():
     s, which = FULL(600), np.arange(600) % 3 > 0
@@ -130,7 +120,6 @@ def test_continued_scenes_start_anywhere_come_from_another_motion_and_stop_at_wa
     stopped = left[p[left, 0, -1, 1] == 0]                       # they met the wall and stay there
     assert len(stopped) and (np.diff(p[stopped, 0, 12:, 1], axis=-1) <= 0).all()
 
-
 def test_every_number_of_frames_shows_the_whole_action():
     for f in (16, 17, 32, 33, 64, 65):
         x, captions, truth = data.captioned_clips(3, num_frames=f, digits=DIGITS)
@@ -138,13 +127,11 @@ def test_every_number_of_frames_shows_the_whole_action():
         assert x.min() == -1 and 0.9 < x.max() <= 1
     pytest.raises(data.UserError, data.captioned_clips, 3, num_frames=20, digits=DIGITS)
 
-
 def test_sharp_truth_is_the_same_picture_with_steeper_edges():
     x, large = FULL(12).render(np.zeros(1))[:, 0], FULL(12).render(np.zeros(1), scale=2)[:, 0]
     assert (torch.nn.functional.avg_pool2d(large, 2) - x).abs().mean() < .03
     again = torch.nn.functional.interpolate(x, scale_factor=2, mode="bicubic")
     assert large.diff(dim=-1).square().mean() > 1.3 * again.diff(dim=-1).square().mean()
-
 
 def test_drawn_digits_are_centred_stay_inside_and_differ_between_splits():
     test = data.load_digits("test", "drawn")
@@ -155,9 +142,7 @@ def test_drawn_digits_are_centred_stay_inside_and_differ_between_splits():
         assert (drawn.boxes[:, 1] - drawn.boxes[:, 0]).max() <= 21
     assert len(torch.cat([DIGITS.images, test.images]).flatten(1).unique(dim=0)) == 2500
 
-
 load = data.load_digits.__wrapped__  # past its memory
-
 
 @pytest.fixture
 def mirrors(monkeypatch, tmp_path):
@@ -167,13 +152,11 @@ def mirrors(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return digits.urllib.request.urlopen
 
-
 def test_without_mnist_and_network_one_line_says_so_and_work_goes_on(mirrors, capsys):
     assert load("train", "auto") is DIGITS and DIGITS.source == "drawn"
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(data.UserError, match="MNIST was not found"):
         load("train", "mnist")
-
 
 def test_damaged_mnist_is_refused(mirrors, tmp_path):
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"not MNIST")
@@ -181,7 +164,6 @@ def test_damaged_mnist_is_refused(mirrors, tmp_path):
         load("train", "auto", str(tmp_path))
     with pytest.raises(data.UserError, match="no folder"):
         load("train", "auto", "")
-
 
 def test_a_download_is_checked_and_kept_whole(mirrors, tmp_path):
     good, cut = b"some bytes", http.client.IncompleteRead(b"so")

@@ -10,7 +10,6 @@ from diffusion import PREDICTIONS, SAMPLERS, SCHEDULES, T, Diffusion, guide, tim
 MEAN, STD = 2.0, 0.5
 COSINE = Diffusion()
 
-
 def ideal(diffusion):
     """The best possible network for data N(MEAN, STD^2): its prediction in closed form."""
     def model(x, t):
@@ -21,7 +20,6 @@ def ideal(diffusion):
         return {"x0": x0, "eps": eps, "v": a * eps - s * x0}[diffusion.predict]
     return model
 
-
 def errors(diffusion, sampler, steps):
     """Distances of samples from where DDIM's ODE ends: it keeps (x - mean_t) / std_t constant."""
     torch.manual_seed(0)
@@ -30,7 +28,6 @@ def errors(diffusion, sampler, steps):
     exact = MEAN + STD * (x_T - alpha_bar.sqrt() * MEAN) / std_T
     return (getattr(diffusion, sampler)(ideal(diffusion), x_T, steps) - exact).abs()
 
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_snr_falls_monotonically(schedule):
     alpha_bar = SCHEDULES[schedule]()
@@ -38,18 +35,15 @@ def test_snr_falls_monotonically(schedule):
     assert alpha_bar.dtype == torch.float64 and alpha_bar.shape == (T,)
     assert (snr.diff() < 0).all() and snr[0] > 1e3 and 0 < snr[-1] < 1e-4
 
-
 def test_linear_schedule_is_ddpms():
     product = math.prod(1 - (1e-4 + (0.02 - 1e-4) * i / 999) for i in range(1000))
     assert float(SCHEDULES["linear"]()[-1]) == pytest.approx(product, rel=1e-9)
-
 
 def test_q_sample_matches_ddpm_eq4():
     levels, (x0, eps) = [0, 400, 999], torch.randn(2, 3, 2, 4)
     xt = COSINE.q_sample(x0, torch.tensor(levels), eps)
     for i, a in enumerate(COSINE.alpha_bar[levels].tolist()):
         assert torch.allclose(xt[i], a ** .5 * x0[i] + (1 - a) ** .5 * eps[i], atol=1e-6)
-
 
 def test_one_jump_equals_many_small_steps():
     """Eq. 2 applied 500 times has the mean and variance of one jump with Eq. 4."""
@@ -62,7 +56,6 @@ def test_one_jump_equals_many_small_steps():
     assert COSINE.q_sample(one, t, 0 * one).item() == pytest.approx(mean, rel=1e-9)
     assert COSINE.q_sample(0 * one, t, one).item() ** 2 == pytest.approx(variance, rel=1e-9)
 
-
 @pytest.mark.parametrize("predict", PREDICTIONS)
 def test_eps_v_x0_round_trip(predict):
     diffusion = Diffusion("cosine", predict)
@@ -70,7 +63,6 @@ def test_eps_v_x0_round_trip(predict):
     t = torch.randint(0, T - 1, (64,))
     back = diffusion.to_x0_eps(diffusion.target(x0, t, eps), diffusion.q_sample(x0, t, eps), t)
     assert torch.allclose(back[0], x0, atol=1e-6) and torch.allclose(back[1], eps, atol=1e-6)
-
 
 def test_posterior_matches_ddpm_eq7():
     """Against Bayes' rule on two Gaussians: q(x_prev | x0) q(xt | x_prev)."""
@@ -83,17 +75,14 @@ def test_posterior_matches_ddpm_eq7():
     mean, variance = COSINE.posterior(x0, xt, t, t_prev)
     assert torch.allclose(mean, expected) and torch.allclose(variance, 1 / precision)
 
-
 def test_timesteps_are_trailing():
     assert timesteps(20)[0] == 999 and timesteps(20)[-1] == 49 and timesteps(1) == [999]
     assert timesteps(1000) == list(range(999, -1, -1))
     with pytest.raises(ValueError):
         timesteps(0)
 
-
 def test_ddim_lands_on_the_exact_gaussian():
     assert errors(COSINE, "ddim", 1000).max() < 5e-3
-
 
 def test_sde_finds_the_distribution_and_its_variance_is_lu_et_als():
     """The SDE form: exact in the limit; one step's noise has variance s'²(1 − e⁻²ʰ)."""
@@ -109,7 +98,6 @@ def test_sde_finds_the_distribution_and_its_variance_is_lu_et_als():
     variance = (1 - alpha_bar[1]) * (1 - snr[0] / snr[1])
     assert seen[1].var().item() == pytest.approx(variance.item(), rel=0.03)
 
-
 @pytest.mark.parametrize("predict", PREDICTIONS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_find_the_distribution_whatever_is_predicted(sampler, predict):
@@ -119,10 +107,8 @@ def test_samplers_find_the_distribution_whatever_is_predicted(sampler, predict):
     assert x.mean().item() == pytest.approx(MEAN, abs=0.04)
     assert x.std().item() == pytest.approx(STD, abs=0.03)
 
-
 def test_dpm_solver_beats_ddim_at_ten_steps():
     assert errors(COSINE, "dpm", 10).mean() < errors(COSINE, "ddim", 10).mean() / 2
-
 
 def test_dpm_solver_is_second_order():
     """Four times the steps: a first-order method gains 4, a second-order one up to 16 (less, for
@@ -130,13 +116,11 @@ def test_dpm_solver_is_second_order():
     linear = Diffusion("linear", "v")
     assert errors(linear, "dpm", 40).mean() < errors(linear, "dpm", 10).mean() / 6
 
-
 def test_ddim_eta_one_matches_ddpm_variance():
     """And its mean: with the same noise they take the same steps."""
     x_T, noise = torch.randn(9, 1, dtype=torch.float64), torch.ones_like
     ddim = COSINE.ddim(ideal(COSINE), x_T, 10, eta=1.0, noise=noise)
     assert torch.allclose(ddim, COSINE.ddpm(ideal(COSINE), x_T, 10, noise=noise))
-
 
 @pytest.mark.parametrize("sampler,options", [("ddpm", {}), ("ddim", {"eta": 1.0})])
 def test_variances_are_taken_in_float64_also_for_float32(sampler, options):
@@ -147,7 +131,6 @@ def test_variances_are_taken_in_float64_also_for_float32(sampler, options):
         for dtype in (torch.float32, torch.float64))
     assert single == pytest.approx(double, rel=2e-5)
 
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_last_step_adds_no_noise(sampler):
     """The sample is exactly the last x0, whatever noise the earlier steps drew."""
@@ -155,12 +138,10 @@ def test_last_step_adds_no_noise(sampler):
     x = getattr(diffusion, sampler)(lambda x, t: torch.full_like(x, 0.25), torch.randn(8, 3), 7)
     assert torch.allclose(x, torch.full_like(x, 0.25), atol=1e-6)
 
-
 def test_scale_one_is_conditional_scale_zero_is_unconditional():
     u, c = torch.randn(2, 5)
     assert torch.allclose(guide(u, c, 1), c) and torch.equal(guide(u, c, 0), u)
     assert torch.allclose(guide(u, c, 3), c + 2 * (c - u), atol=1e-6)
-
 
 def test_loss_counts_only_weighted_elements():
     diffusion, (x0, eps) = Diffusion("cosine", "x0"), torch.randn(2, 2, 1, 4)

@@ -13,7 +13,6 @@ from experiments import audit, best_of, common, frechet, reconstruction, tasks, 
 
 DIGITS = data.load_digits("test", "drawn")
 
-
 def test_reconstruction_guidance_lets_the_known_half_speak_and_replacement_does_not():
     """x = (a, b) Gaussian with correlation 0.8 and a known: E[b | a] = 0.8 a, in closed form."""
     diffusion, rho, n = Diffusion("cosine", "v"), .8, 4000
@@ -37,14 +36,12 @@ def test_reconstruction_guidance_lets_the_known_half_speak_and_replacement_does_
     assert abs(mean_b(reconstruction.replacement) - rho * 1.5) > .2
     assert abs(diffusion.ddpm(ideal, x_T, 50)[:, 1].mean()) < .06
 
-
 @pytest.mark.parametrize("predict", PREDICTIONS)
 def test_from_x0_undoes_to_x0_eps(predict):
     diffusion, t = Diffusion("linear", predict), torch.tensor([3, 500, 900])
     x, prediction = torch.randn(2, 3, 4, dtype=torch.float64)
     x0, _ = diffusion.to_x0_eps(prediction, x, t)
     assert torch.allclose(reconstruction.from_x0(diffusion, x0, x, t), prediction)
-
 
 def test_frechet_distance_matches_two_gaussians_however_turned():
     rng = np.random.default_rng(0)
@@ -57,12 +54,10 @@ def test_frechet_distance_matches_two_gaussians_however_turned():
     assert frechet.frechet_distance(a @ turn, b @ turn) == pytest.approx(found)
     assert frechet.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
-
 def test_audit_finds_every_motion_of_drawn_clips(capsys):
     assert audit.main("--num 60 --seed 4 --digits drawn --device cpu".split()) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("all"))
     assert float(row.split()[2]) > 98
-
 
 def test_best_of_keeps_each_prompts_own_best(monkeypatch):
     x = torch.arange(6.)[:, None, None, None, None].expand(6, 1, 32, 2, 2)
@@ -71,7 +66,6 @@ def test_best_of_keeps_each_prompts_own_best(monkeypatch):
         saved if keys.shape[2] == 16 and len(prompts) == 6 else None))
     kept = best_of.keep_best(None, ["a"] * 3 + ["b"] * 3, x, 3, 4)
     assert kept[:, 0, 0, 0, 0].tolist() == [1, 3]
-
 
 def test_classifiers_training_crops_stand_upright_in_the_middle():
     """The shipped classifier reads most of them; turned or misplaced ones would make it guess."""
@@ -82,13 +76,11 @@ def test_classifiers_training_crops_stand_upright_in_the_middle():
         read = metrics.load_classifier()(crops).argmax(1)
     assert crops.shape == (200, 1, 28, 28) and (read == target).float().mean() > .6
 
-
 def test_chosen_scenes_are_the_same_scenes():
     scenes = data.make_scenes(10, split="test", digits=DIGITS)
     some, ticks = common.choose(scenes, [7, 2]), np.arange(0, 64, 16)
     assert some.captions == [scenes.captions[7], scenes.captions[2]]
     assert torch.equal(some.render(ticks), scenes.render(ticks)[[7, 2]])
-
 
 def test_a_clip_denoised_by_an_ideal_network_comes_back_from_any_level(monkeypatch):
     z, tokens = torch.randn(2, 4, 17, 8, 8), torch.zeros(2, 1)

@@ -19,20 +19,17 @@ SMALL = UNetConfig(widths=(16, 32), head_dim=8, emb_width=32, context_width=16)
 WORDS = data.VOCABULARY["full"]
 DRAWN = data.MovingMNIST(digits=data.load_digits("test", "drawn"))
 
-
 def stir(parameters):
     """So that what is zero at birth acts."""
     with torch.no_grad():
         for p in parameters:
             p.add_(0.05 * torch.randn_like(p))
 
-
 def unet(born=False):
     torch.manual_seed(0)
     net = UNet3D(SMALL).eval()
     stir([] if born else net.parameters())
     return net
-
 
 def inputs():
     """z_t; t, context and mask; known frames and their mask, every other frame."""
@@ -42,14 +39,12 @@ def inputs():
     rest = torch.randint(0, 1000, (2,), generator=g), torch.randn(2, 6, 16, generator=g), mask
     return z, rest, (known, torch.arange(5).expand(2, 5) % 2 == 0)
 
-
 def test_spatial_layers_never_cross_frames():
     z, rest, _ = inputs()
     z.requires_grad_()
     unet()(z, *rest, temporal=False)[:, :, 2].sum().backward()
     touched = z.grad.abs().amax((0, 1, 3, 4)) > 0
     assert touched.tolist() == [False, False, True, False, False]
-
 
 @pytest.mark.parametrize("layer,reach", [
     (TemporalConv(16), 3), (Attention(16, 8, temporal=True), 5)])
@@ -65,7 +60,6 @@ def test_temporal_layers_never_cross_pixels(layer, reach):
     assert touched.sum() == 1 and touched[1, 2]
     assert (x.grad[0, :, 1, 2].abs().amax(-1) > 0).sum() == reach
 
-
 def test_new_video_net_equals_image_net_per_frame():
     net, (z, rest, _) = unet(born=True), inputs()
     stir(p for name, p in net.named_parameters()  # an image network that has learned something
@@ -75,11 +69,9 @@ def test_new_video_net_equals_image_net_per_frame():
     stills = torch.cat([net(z[:, :, i:i + 1], *rest) for i in range(5)], 2)
     assert clip.abs().max() > 0.1 and torch.allclose(clip, stills, atol=1e-5)
 
-
 def test_frame_order_matters():
     net, (z, rest, _) = unet(), inputs()
     assert not torch.allclose(net(z, *rest), net(z.flip(2), *rest).flip(2), atol=1e-3)
-
 
 @pytest.mark.parametrize("change", ["t", "stride", "context", "known"])
 def test_every_input_changes_the_prediction(change):
@@ -88,22 +80,18 @@ def test_every_input_changes_the_prediction(change):
              "context": (t, context + 1, mask, 4), "known": (t, context, mask, 4, *known)}[change]
     assert not torch.allclose(net(z, t, context, mask, 4), net(z, *other), atol=1e-4)
 
-
 def test_unknown_frames_of_known_are_ignored():
     net, (z, rest, (known, shown)) = unet(), inputs()
     other = torch.where(rearrange(shown, "b f -> b 1 f 1 1"), known, 99.)
     assert torch.equal(net(z, *rest, 2, known, shown), net(z, *rest, 2, other, shown))
 
-
 def test_wrong_latents_are_refused_with_a_sentence():
     with pytest.raises(AssertionError, match="z_t must be"):
         unet()(torch.randn(2, 3, 5, 8, 8), *inputs()[1])
 
-
 def text(**kw):
     torch.manual_seed(0)
     return TextEncoder(TextConfig(vocabulary=9, length=8, width=16, heads=2, **kw)).eval()
-
 
 def test_padding_is_invisible():
     tokens, net, big = torch.tensor([[3, 1, 4, 0, 0, 0, 0, 0]] * 2), text(), unet()
@@ -112,7 +100,6 @@ def test_padding_is_invisible():
     z, (t, *_), _ = inputs()
     other = torch.where(mask[..., None], context, 1e3)
     assert torch.allclose(big(z, t, context, mask), big(z, t, other, mask), atol=1e-4)
-
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_order_of_words_weighs_at_least_a_tenth_of_the_words_at_birth(seed):
@@ -125,7 +112,6 @@ def test_the_order_of_words_weighs_at_least_a_tenth_of_the_words_at_birth(seed):
     swapped, changed = (mean[0] - mean[1]).norm(), (mean[2] - mean[3]).norm()
     assert swapped > changed / 10
 
-
 def test_null_prompt_is_one_learned_token_and_gets_gradient():
     net = text()
     context, mask = net(torch.tensor([[1, 2, 0], [4, 5, 6]]), drop=torch.tensor([False, True]))
@@ -134,13 +120,11 @@ def test_null_prompt_is_one_learned_token_and_gets_gradient():
     (context * mask[..., None]).sum().backward()
     assert net.null.grad.abs().sum() > 0
 
-
 def test_a_caption_without_known_words_is_the_null_prompt():
     net = TextEncoder(TextConfig(vocabulary=len(WORDS)))
     with pytest.warns(UserWarning, match="zebra"):
         context, mask = net(Tokenizer(WORDS)(["zebra!"]))
     assert mask.sum() == 1 and torch.equal(context[0, 0], net.null)
-
 
 @pytest.mark.filterwarnings("error")
 def test_tokenizer_knows_the_grammar_and_ignores_case():
@@ -149,11 +133,9 @@ def test_tokenizer_knows_the_grammar_and_ignores_case():
     assert (tokens > 0).sum(1).max() <= 17 < tokenizer.length
     assert torch.equal(tokenizer(["A 3 Moving LEFT"]), tokenizer(["a 3 moving left"]))
 
-
 def small_vae(channels=1):
     torch.manual_seed(0)
     return VAE(VAEConfig(channels=channels, widths=(8, 16, 16), blocks=1))
-
 
 def test_kl_matches_torch_distributions():
     mean, log_var = torch.randn(2, 3, 4, 2, 2)
@@ -161,7 +143,6 @@ def test_kl_matches_torch_distributions():
     expected = torch.distributions.kl_divergence(
         normal(mean, (log_var / 2).exp()), normal(0., 1.)).sum((1, 2, 3))
     assert torch.allclose(kl_to_standard_normal(mean, log_var), expected, atol=1e-4)
-
 
 def test_latents_have_unit_std_once_measured():
     vae, x = small_vae(), DRAWN(8).render(range(0, 64, 4))
@@ -171,7 +152,6 @@ def test_latents_have_unit_std_once_measured():
     assert z.mean(1).abs().max() < 1e-3 and (z.std(1) - 1).abs().max() < 1e-3
     assert torch.allclose(vae.decode(vae.encode(x)), before, atol=1e-4)
 
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_vae_sees_each_frame_alone_in_one_or_three_channels(channels):
     vae, x = small_vae(channels), torch.randn(2, channels, 3, 32, 48)
@@ -180,7 +160,6 @@ def test_vae_sees_each_frame_alone_in_one_or_three_channels(channels):
     assert torch.allclose(vae.encode(x[:, :, 1:2]), z[:, :, 1:2], atol=1e-5)
     with pytest.raises(ValueError, match="encode needs"):
         vae.encode(torch.randn(1, channels, 2, 30, 48))
-
 
 def test_every_parameter_moves_within_three_steps():
     torch.manual_seed(0)
@@ -198,7 +177,6 @@ def test_every_parameter_moves_within_three_steps():
         optimizer.step()
     still = {name for name, p in model.state_dict().items() if torch.equal(p, before[name])}
     assert still == {name for name in before if name.startswith("vae.")}
-
 
 def test_overfits_one_clip():
     """A network trained on one latent clip samples that clip."""
@@ -218,13 +196,11 @@ def test_overfits_one_clip():
     sample = diffusion.dpm(model, torch.randn_like(z), 20)
     assert (sample - z).square().mean() < 0.05
 
-
 def test_parameter_budgets():
     count = lambda net: sum(p.numel() for p in net.parameters())
     vae, unet = train.SIZES["base"]
     assert count(UNet3D(unet)) <= 8e6 and count(VAE(vae)) <= 1.1e6
     assert count(TextEncoder(TextConfig())) <= 0.5e6 and count(DigitNet()) <= 150_000
-
 
 def test_clip_windows_teach_every_task(monkeypatch):
     """Shares, strides and known frames of the training windows; never is every frame known."""

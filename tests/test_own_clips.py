@@ -16,7 +16,6 @@ from text_encoder import words_of
 
 ALL = np.arange(65)
 
-
 @pytest.fixture(autouse=True)
 def decodings(tmp_path, tmp_path_factory, monkeypatch):
     """An empty folder to work in, a cache, and the names of the files that were decoded into it."""
@@ -25,7 +24,6 @@ def decodings(tmp_path, tmp_path_factory, monkeypatch):
     calls, real = [], own_clips.decode_file
     monkeypatch.setattr(own_clips, "decode_file", lambda *a: calls.append(a[0].name) or real(*a))
     return calls
-
 
 def clip(name, levels=(20, 40), fps=10, colour=1, caption="a ramp", durations=None):
     """Write a clip of frames with these brightnesses, plain or times a picture of one `colour` a
@@ -42,10 +40,8 @@ def clip(name, levels=(20, 40), fps=10, colour=1, caption="a ramp", durations=No
     path.with_suffix(".txt").write_text(caption)
     return path
 
-
 def levels_of(draws, ticks=ALL):  # brightness of the middle pixels (n f), 0 ... 255
     return ((draws.render(ticks)[:, 0, :, 32, 32] + 1) * 127.5).round().int().numpy()
-
 
 @pytest.mark.parametrize("kind", ["avi", "webm", "mp4", "mkv", "mov", "gif"])
 def test_every_container_shows_its_frames_at_the_right_ticks(kind):
@@ -57,13 +53,11 @@ def test_every_container_shows_its_frames_at_the_right_ticks(kind):
     want = 7 * ((ALL + draws.begin[:, None]) // 2)
     assert abs(levels_of(draws) - want).max() <= 5                                # video is lossy
 
-
 def test_windows_begin_anywhere_in_a_longer_clip_and_keep_its_time():
     clip("a.gif", np.arange(50) * 5, fps=5)                                       # 10 s
     draws, ticks = FolderClips(".")(200), ALL[::7]
     assert draws.begin.min() < 10 and 125 < draws.begin.max() <= 200 - 65
     assert (levels_of(draws, ticks) == 5 * ((ticks + draws.begin[:, None]) // 4)).all()
-
 
 @pytest.mark.parametrize("frames,fps", [(8, 10), (2, 5), (15, 20), (1, 10)])
 def test_a_shorter_clip_is_stretched_to_the_action_and_that_is_said(frames, fps):
@@ -72,13 +66,11 @@ def test_a_shorter_clip_is_stretched_to_the_action_and_that_is_said(frames, fps)
     want = 16 * np.minimum(ALL * frames // 64, frames - 1)
     assert (levels_of(clips(1)) == want).all() and "1 are stretched to 3.2 s" in clips.notes[0]
 
-
 def test_frames_of_a_gif_last_as_long_as_it_says():
     """Equal frames in a row are one frame, shown longer."""
     clip("a.gif", [0, 50, 50, 100, 200], durations=[100, 100, 1400, 400, 1200])
     times = np.bincount(levels_of(FolderClips(".")(1))[0])
     assert times[[0, 50, 100, 200]].tolist() == [2, 30, 8, 25]
-
 
 def test_a_continuation_shows_its_real_past_where_there_is_one():
     clip("long/a.gif", np.arange(50) * 5, fps=5)
@@ -91,7 +83,6 @@ def test_a_continuation_shows_its_real_past_where_there_is_one():
     short = FolderClips("short")(1).carry_on(None, np.array([True]))
     assert (levels_of(short, ticks[None]) == levels_of(short)).all()  # no past: the first frames
 
-
 def test_draws_depend_on_seed_and_index_only():
     for name in "abcde":
         clip(f"{name}.gif", range(0, 240, 6), caption=f"clip {name}")
@@ -99,7 +90,6 @@ def test_draws_depend_on_seed_and_index_only():
     whole, part = clips(40, seed=1), clips(10, seed=1, start=30)
     assert whole.captions[30:] == part.captions and len(set(whole.captions)) == 5
     assert (whole.begin[30:] == part.begin).all() and clips(40, seed=2).captions != whole.captions
-
 
 def test_the_longer_side_fits_or_the_middle_square_is_cut_and_clear_is_black():
     frame = np.zeros((60, 120, 4), np.uint8)
@@ -110,7 +100,6 @@ def test_the_longer_side_fits_or_the_middle_square_is_cut_and_clear_is_black():
     x = (FolderClips(".")(1).render([0])[0, 0, 0] + 1) * 127.5
     assert not x[:16].any() and not x[48:].any() and x[32, 32] == 200 and not x[:, :14].any()
     assert ((FolderClips(".", crop=True)(1).render(ALL) + 1) * 127.5 > 190).all()
-
 
 def test_lossy_grey_clips_are_grey_and_one_colour_clip_makes_three_channels():
     """And every pixel of it keeps its place and its colour."""
@@ -125,7 +114,6 @@ def test_lossy_grey_clips_are_grey_and_one_colour_clip_makes_three_channels():
     for frames, caption in zip(x.permute(0, 2, 3, 4, 1).numpy(), draws.captions):
         want = 224 * picture if caption == "colours" else frames[..., :1]         # or any grey
         assert (frames == want).all()
-
 
 def test_captions_come_from_rows_lists_columns_and_texts_in_sub_folders():
     names = ["ü 数.gif", "sub/-i.GIF", "sub/new\nline \x1b[31m.gif", "100%d {}.gif"]
@@ -142,7 +130,6 @@ def test_captions_come_from_rows_lists_columns_and_texts_in_sub_folders():
     assert found[0][0].isprintable() and len(words_of(found[0][0])) == 64 == clips.length
     assert clips.words == sorted({word for texts in found for word in words_of(" ".join(texts))})
 
-
 @pytest.mark.parametrize("name,text,said", [
     ("metadata.csv", b"name,description\na.gif,bad\n", "has name, description"),
     *(("metadata.csv", b"file_name,text\na.gif" + bad, said) for bad, said in (
@@ -156,7 +143,6 @@ def test_bad_rows_and_missing_columns_are_skipped_and_named(name, text, said):
     Path(name).write_bytes(text)
     clips = FolderClips(".")
     assert set(clips(9).captions) == {"good"} and said in clips.notes[1]
-
 
 def test_links_lead_to_a_datasets_own_blobs_and_nowhere_else(tmp_path, decodings):
     root, secret = Path("data--x/snapshots/rev"), clip("secret.gif", caption="a secret").resolve()
@@ -172,7 +158,6 @@ def test_links_lead_to_a_datasets_own_blobs_and_nowhere_else(tmp_path, decodings
     clips = FolderClips(root)
     assert decodings == ["good.gif", "own.gif"] and clips.words == ["good", "said"]
     assert "'link.gif' " in clips.notes[1] and "'../secret.gif' " in clips.notes[1]
-
 
 @pytest.mark.parametrize("name,content", [
     ("empty.gif", b""), ("text.gif", b"hello " * 1000), ("program.gif", b"%!PS-Adobe-3.0 EPSF-3.0"),
@@ -193,7 +178,6 @@ def test_a_file_that_is_no_clip_is_named_and_opens_no_other(name, content):
     clips = FolderClips(".")
     assert len(clips.clips) == 1 and f"'{name}' " in clips.notes[1]
 
-
 def test_a_bomb_is_refused_or_cut_where_it_hides_its_length(monkeypatch):
     path = clip("a.gif", [0])
     imageio.imwrite(path, np.zeros((4096, 4096), np.uint8), plugin="pillow", mode="P")
@@ -207,7 +191,6 @@ def test_a_bomb_is_refused_or_cut_where_it_hides_its_length(monkeypatch):
     monkeypatch.setattr(re, "findall", lambda p, text: [] if b"Dur" in p else real(p, text))
     assert len(own_clips.decode_file(path, False)) == 2                           # 0.1 s
 
-
 def test_no_clip_at_all_is_an_error_that_lists_why():
     with pytest.raises(UserError, match="it is empty"):
         FolderClips(".")
@@ -215,7 +198,6 @@ def test_no_clip_at_all_is_an_error_that_lists_why():
         Path(name).write_text("no clip and no caption")
     with pytest.raises(UserError, match="files of other kinds.* 2 .png, 1 .wmv; 'a.gif' cannot be"):
         FolderClips(".")
-
 
 def test_a_clip_is_decoded_once_and_again_when_its_file_changes(decodings):
     clip("a.gif")
@@ -229,7 +211,6 @@ def test_a_clip_is_decoded_once_and_again_when_its_file_changes(decodings):
     assert FolderClips(".").fingerprint != changed.fingerprint and len(decodings) == 3
     changed.clips[0][0].write_bytes(b"damaged")
     assert levels_of(FolderClips(".")(1)).max() > 0 and len(decodings) == 4
-
 
 def test_killed_while_decoding_the_next_start_goes_on(decodings, monkeypatch):
     def save(file, frames, whole=np.save):
@@ -245,7 +226,6 @@ def test_killed_while_decoding_the_next_start_goes_on(decodings, monkeypatch):
         FolderClips(".")
     assert len(FolderClips(".").clips) == 3
     assert decodings == ["a.gif", "b.gif", "b.gif", "c.gif"]
-
 
 def test_a_full_disk_is_said_with_the_way_out(monkeypatch):
     clip("a.gif")

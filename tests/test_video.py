@@ -21,17 +21,14 @@ IPTC = b"".join(b"\x1c" + tag + len(value).to_bytes(2, "big") + value for tag, v
 IPTC += bytes(5)                                                # it holds a picture in any format
 DEEP = imageio.imwrite("<bytes>", np.zeros((9, 9), np.uint16), extension=".png")
 
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "a.png"
-
 
 def greys(*shape, repeat=1):
     """Random clips in [-1, 1], squares of `repeat` pixels, and the same in 0 ... 255."""
     grey = np.random.default_rng(0).integers(256, size=shape).repeat(repeat, -1).repeat(repeat, -2)
     return torch.from_numpy(grey) / 127.5 - 1, grey
-
 
 @pytest.mark.parametrize("channels,fps", [(1, 10), (3, 5), (1, 12), (1, 30), (1, 100)])
 def test_a_gif_keeps_greys_and_frames_loops_and_lasts_as_its_rate_says(tmp_path, channels, fps):
@@ -42,7 +39,6 @@ def test_a_gif_keeps_greys_and_frames_loops_and_lasts_as_its_rate_says(tmp_path,
     meta = [imageio.immeta(tmp_path / "a.gif", index=k) for k in range(16)]
     assert meta[0]["loop"] == 0 and abs(sum(m["duration"] for m in meta) - 16_000 / fps) <= 5
 
-
 def test_mp4_keeps_frames_and_rate(tmp_path):
     x, grey = greys(1, 32, 8, 8, repeat=8)
     video.write_clip(x, tmp_path / "a.mp4", fps=10)
@@ -50,7 +46,6 @@ def test_mp4_keeps_frames_and_rate(tmp_path):
     rate = imageio.immeta(tmp_path / "a.mp4", plugin="FFMPEG")["fps"]
     assert rate == 10 and back.shape == (32, 64, 64, 3)
     assert abs(back[..., 0] - grey[0]).mean() < 3
-
 
 def test_png_is_a_strip_and_several_clips_are_a_grid(path):
     x, grey = greys(3, 1, 16, 64, 64)
@@ -60,7 +55,6 @@ def test_png_is_a_strip_and_several_clips_are_a_grid(path):
     assert (strip[64:128, 128:192] == grey[1, 0, 2]).all()
     video.write_clip(x, path.with_suffix(".gif"), fps=5)
     assert imageio.imread(path.with_suffix(".gif"), index=None).shape[:3] == (16, 132, 132)
-
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "nowhere/a.gif", ".", "pipe.gif", "folder.gif", ""])
 def test_names_that_are_no_file_to_write_or_read_are_refused(tmp_path, monkeypatch, name):
@@ -72,7 +66,6 @@ def test_names_that_are_no_file_to_write_or_read_are_refused(tmp_path, monkeypat
     with pytest.raises(UserError, match=name or "--image names no file"):
         video.read_picture(name, 64, 1)
 
-
 @pytest.mark.parametrize("kind", ["gif", "mp4", "png"])
 def test_a_full_disk_is_said_in_words_with_the_name_of_the_file(tmp_path, monkeypatch, kind):
     full = OSError(errno.ENOSPC, "No space left on device")      # as write() says it: nameless
@@ -80,7 +73,6 @@ def test_a_full_disk_is_said_in_words_with_the_name_of_the_file(tmp_path, monkey
     with pytest.raises(OSError) as caught:
         video.write_clip(torch.zeros(1, 4, 64, 64), tmp_path / f"a.{kind}")
     assert re.search(f"disk is full .*a.{kind}", console.in_words(caught.value))
-
 
 @pytest.mark.parametrize("channels,inside", [(1, 2 / 3 - 1), (3, 1)])   # a third of white; red
 def test_a_picture_is_fitted_in_the_networks_channels_and_clear_is_black(path, channels, inside):
@@ -93,7 +85,6 @@ def test_a_picture_is_fitted_in_the_networks_channels_and_clear_is_black(path, c
     assert (x[0, 0, :, :16] == -1).all() and (x[0, 0, :, 48:] == -1).all()
     assert (x[0, 0, 33:] == -1).all()
 
-
 def test_a_picture_of_too_many_pixels_is_refused(path, monkeypatch):
     """Also up to twice as many, of which Pillow only warns."""
     imageio.imwrite(path, np.zeros((20, 40), np.uint8))
@@ -102,7 +93,6 @@ def test_a_picture_of_too_many_pixels_is_refused(path, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 799)
     with pytest.raises(UserError, match="cannot be read"):
         video.read_picture(path, 64, 1)
-
 
 @pytest.mark.parametrize("content,why", [
     (PROGRAM, "another format"), (b"#EXTM3U\n#EXTINF:1,\nother.mp4\n", "another format"),

@@ -1,68 +1,107 @@
-"""Facts of pictures and clips as files: what is read as a picture, and what is not."""
+"""Facts of pictures and clips as files: what is written, what is read, and what is refused."""
 
-import struct
+import errno
+import os
+import re
 import subprocess
-import zlib
+from unittest.mock import Mock
 
 import imageio.v3 as imageio
 import numpy as np
 import pytest
+import torch
 
-from support import video
+from support import console, video
 from support.console import UserError
 
+PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+FIELDS = ((b"\x03\x3c", b"\1\0"), (b"\x03\x14", b"\0\x09"), (b"\x03\x1e", b"\0\x09"),
+          (b"\x03\x78", b"\5"), (b"\x08\x0a", PROGRAM))
+IPTC = b"".join(b"\x1c" + tag + len(value).to_bytes(2, "big") + value for tag, value in FIELDS)
+IPTC += bytes(5)                                                # it holds a picture in any format
+DEEP = imageio.imwrite("<bytes>", np.zeros((9, 9), np.uint16), extension=".png")
 
-def png(path, side):
-    """A black picture of one bit a pixel, which is a small file however many pixels it has."""
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    rows = zlib.compress(bytes(side * (1 + -(-side // 8))))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-        for body in (b"IHDR" + header, b"IDAT" + rows, b"IEND")))
-    return path
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.png"
 
+def greys(*shape, repeat=1):
+    """Random clips in [-1, 1], squares of `repeat` pixels, and the same in 0 ... 255."""
+    grey = np.random.default_rng(0).integers(256, size=shape).repeat(repeat, -1).repeat(repeat, -2)
+    return torch.from_numpy(grey) / 127.5 - 1, grey
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_picture_is_fitted_into_the_frame_in_the_networks_channels(tmp_path, channels):
-    imageio.imwrite(tmp_path / "a.png", np.full((90, 45, 3), (255, 0, 0), np.uint8))
-    x, note = video.read_picture(tmp_path / "a.png", 64, channels)
-    assert x.shape == (channels, 1, 64, 64) and "45x90" in note
-    inside = 2 / 3 - 1 if channels == 1 else 1                     # a third of white; red itself
-    assert abs(x[0, 0, :, 16:48] - inside).max() < .01
-    assert (x[0, 0, :, :16] == -1).all() and (x[1:] == -1).all()
+@pytest.mark.parametrize("channels,fps", [(1, 10), (3, 5), (1, 12), (1, 30), (1, 100)])
+def test_a_gif_keeps_greys_and_frames_loops_and_lasts_as_its_rate_says(tmp_path, channels, fps):
+    x, grey = greys(1, 16, 32, 40)
+    video.write_clip(x.expand(channels, -1, -1, -1), tmp_path / "a.gif", fps)
+    back = imageio.imread(tmp_path / "a.gif", index=None)
+    assert (back.reshape(16, 32, 40, -1) == grey[0, ..., None]).all()
+    meta = [imageio.immeta(tmp_path / "a.gif", index=k) for k in range(16)]
+    assert meta[0]["loop"] == 0 and abs(sum(m["duration"] for m in meta) - 16_000 / fps) <= 5
 
+def test_mp4_keeps_frames_and_rate(tmp_path):
+    x, grey = greys(1, 32, 8, 8, repeat=8)
+    video.write_clip(x, tmp_path / "a.mp4", fps=10)
+    back = imageio.imread(tmp_path / "a.mp4", plugin="FFMPEG")
+    rate = imageio.immeta(tmp_path / "a.mp4", plugin="FFMPEG")["fps"]
+    assert rate == 10 and back.shape == (32, 64, 64, 3)
+    assert abs(back[..., 0] - grey[0]).mean() < 3
 
-def test_what_is_transparent_in_a_picture_is_black(tmp_path):
-    picture = np.full((64, 64, 4), 255, np.uint8)
-    picture[:, 32:, 3] = 0
-    imageio.imwrite(tmp_path / "a.png", picture)
-    x, _ = video.read_picture(tmp_path / "a.png", 64, 1)
-    assert (x[..., :32] == 1).all() and (x[..., 32:] == -1).all()
+def test_png_is_a_strip_and_several_clips_are_a_grid(path):
+    x, grey = greys(3, 1, 16, 64, 64)
+    video.write_clip(x, path)
+    strip = imageio.imread(path)
+    assert strip.shape == (3 * 64, 16 * 64)
+    assert (strip[64:128, 128:192] == grey[1, 0, 2]).all()
+    video.write_clip(x, path.with_suffix(".gif"), fps=5)
+    assert imageio.imread(path.with_suffix(".gif"), index=None).shape[:3] == (16, 132, 132)
 
+@pytest.mark.parametrize("name", ["a.txt", "a", "nowhere/a.gif", ".", "pipe.gif", "folder.gif", ""])
+def test_names_that_are_no_file_to_write_or_read_are_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.gif")
+    os.mkdir("folder.gif")
+    with pytest.raises(UserError, match=name or "--out names no file"):
+        video.check_clip_path(name)
+    with pytest.raises(UserError, match=name or "--image names no file"):
+        video.read_picture(name, 64, 1)
 
-def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
-    assert video.read_picture(png(tmp_path / "small.png", 64), 64, 1)[0].max() == -1
+@pytest.mark.parametrize("kind", ["gif", "mp4", "png"])
+def test_a_full_disk_is_said_in_words_with_the_name_of_the_file(tmp_path, monkeypatch, kind):
+    full = OSError(errno.ENOSPC, "No space left on device")      # as write() says it: nameless
+    monkeypatch.setattr("pathlib.Path.write_bytes", Mock(side_effect=full))
+    with pytest.raises(OSError) as caught:
+        video.write_clip(torch.zeros(1, 4, 64, 64), tmp_path / f"a.{kind}")
+    assert re.search(f"disk is full .*a.{kind}", console.in_words(caught.value))
+
+@pytest.mark.parametrize("channels,inside", [(1, 2 / 3 - 1), (3, 1)])   # a third of white; red
+def test_a_picture_is_fitted_in_the_networks_channels_and_clear_is_black(path, channels, inside):
+    picture = np.full((90, 45, 4), (255, 0, 0, 255), np.uint8)
+    picture[45:, :, 3] = 0                                       # its lower half is transparent
+    imageio.imwrite(path, picture)
+    x, note = video.read_picture(path, 64, channels)
+    assert x.shape == (channels, 1, 64, 64) and "45x90" in note and (x[1:] == -1).all()
+    assert abs(x[0, 0, :31, 16:48] - inside).max() < .01
+    assert (x[0, 0, :, :16] == -1).all() and (x[0, 0, :, 48:] == -1).all()
+    assert (x[0, 0, 33:] == -1).all()
+
+def test_a_picture_of_too_many_pixels_is_refused(path, monkeypatch):
+    """Also up to twice as many, of which Pillow only warns."""
+    imageio.imwrite(path, np.zeros((20, 40), np.uint8))
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 800)
+    assert video.read_picture(path, 64, 1)[0].max() == -1
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 799)
     with pytest.raises(UserError, match="cannot be read"):
-        video.read_picture(png(tmp_path / "large.png", 13_000), 64, 1)
+        video.read_picture(path, 64, 1)
 
-
-def test_a_16_bit_grey_picture_is_refused_in_words(tmp_path):
-    """Pillow would turn it white."""
-    imageio.imwrite(tmp_path / "deep.png", np.zeros((9, 9), np.uint16))
-    with pytest.raises(UserError, match="16-bit grey"):
-        video.read_picture(tmp_path / "deep.png", 64, 1)
-
-
-def test_no_program_is_started_for_a_picture_that_is_one(tmp_path, monkeypatch):
-    started = []
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: started.append(args))
-    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
-    fields = (b"\x03\x3c", b"\1\0"), (b"\x03\x14", b"\0\x09"), (b"\x03\x1e", b"\0\x09"), (
-        b"\x03\x78", b"\5"), (b"\x08\x0a", program)
-    iptc = b"".join(b"\x1c" + tag + len(value).to_bytes(2, "big") + value for tag, value in fields)
-    for content in (program, b"#EXTM3U\n#EXTINF:1,\nother.mp4\n",
-                    iptc + bytes(5)):                   # IPTC holds a picture in any format
-        (tmp_path / "a.png").write_bytes(content)
-        with pytest.raises(UserError, match="cannot be read"):
-            video.read_picture(tmp_path / "a.png", 64, 1)
-    assert not started
+@pytest.mark.parametrize("content,why", [
+    (PROGRAM, "another format"), (b"#EXTM3U\n#EXTINF:1,\nother.mp4\n", "another format"),
+    (IPTC, "another format"), (DEEP, "16-bit grey")])            # Pillow would turn that white
+def test_what_is_no_picture_is_refused_in_words_and_starts_no_program(path, monkeypatch, content,
+                                                                      why):
+    started = Mock()
+    monkeypatch.setattr(subprocess, "Popen", started)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=why):
+        video.read_picture(path, 64, 1)
+    assert not started.called

@@ -25,7 +25,7 @@ import torch
 from einops import rearrange
 from tqdm import tqdm
 
-from support.console import UserError, in_words, printable
+from support.console import UserError, printable
 
 SIZE, ACTION, PAST = 64, 64, 12  # pixels a side; ticks of an action, and before a continuation
 SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif")
@@ -89,7 +89,7 @@ def decoded(path, crop):
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"decoded clips cannot be kept in {cache} ({in_words(error)}): make room, "
+        raise UserError(f"decoded clips cannot be kept in {cache} ({error.strerror or error}): make room, "
                         "or set XDG_CACHE_HOME to a folder on another disk") from None
     return file, frames.shape
 

@@ -92,6 +92,9 @@ def test_a_run_is_never_overwritten_nor_begun_anew_by_resume(trained, tmp_path, 
     shutil.copy(trained / "log.csv", tmp_path)
     assert go_on(tmp_path) == 2
     assert "no checkpoint.pt to go on from" in capsys.readouterr().err
+    (tmp_path / "log.csv").write_text("my only copy of my notes")
+    assert go_on(tmp_path) == train.main([*FEW, "--out", str(tmp_path)]) == 2
+    assert (tmp_path / "log.csv").read_text() == "my only copy of my notes"
 
 
 def test_two_runs_never_write_into_one_folder(trained, tmp_path, capsys):

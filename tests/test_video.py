@@ -67,12 +67,21 @@ def test_names_that_are_no_file_to_write_or_read_are_refused(tmp_path, monkeypat
         video.read_picture(name, 64, 1)
 
 @pytest.mark.parametrize("kind", ["gif", "mp4", "png"])
-def test_a_full_disk_is_said_in_words_with_the_name_of_the_file(tmp_path, monkeypatch, kind):
+def test_a_full_disk_is_said_in_words_and_keeps_the_old_clip(tmp_path, monkeypatch, kind):
+    (tmp_path / f"a.{kind}").write_text("old")
     full = OSError(errno.ENOSPC, "No space left on device")      # as write() says it: nameless
-    monkeypatch.setattr("pathlib.Path.write_bytes", Mock(side_effect=full))
+    monkeypatch.setattr("os.fsync", Mock(side_effect=full))
     with pytest.raises(OSError) as caught:
         video.write_clip(torch.zeros(1, 4, 64, 64), tmp_path / f"a.{kind}")
     assert re.search(f"disk is full .*a.{kind}", console.in_words(caught.value))
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+def test_a_broken_mp4_of_a_full_disk_is_not_kept(tmp_path, monkeypatch):
+    """ffmpeg writes it elsewhere first, and says nothing."""
+    monkeypatch.setattr("imageio.v3.imwrite", lambda *arguments, **options: b"ftyp, and no more")
+    with pytest.raises(OSError, match="No space left"):
+        video.write_clip(torch.zeros(1, 4, 64, 64), tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())
 
 @pytest.mark.parametrize("channels,inside", [(1, 2 / 3 - 1), (3, 1)])   # a third of white; red
 def test_a_picture_is_fitted_in_the_networks_channels_and_clear_is_black(path, channels, inside):

@@ -122,12 +122,12 @@ def captions_of(table, left_out):
 def find_captions(root, left_out):
     """The clips in a folder and its sub-folders, {path: [caption, ...]}; `left_out` gets {what:
     why}. Opens only what lies there, whatever rows name and links point to."""
-    # Hugging Face's cache has folders of links to files in another one, called blobs
     def readable(path):
         if not os.access(path, os.R_OK):
             left_out[path] = "cannot be read: you have no permission to"
         return os.access(path, os.R_OK)
 
+    # Hugging Face's cache has folders of links to files in another one, called blobs
     blobs = next((path / "blobs" for path in root.parents if (path / "blobs").is_dir()), root)
     clips, beside, tables, others = {}, {}, [], Counter()
     for path in sorted(root.rglob("*")):

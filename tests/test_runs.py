@@ -270,7 +270,10 @@ def test_two_processes_follow_one_with_the_joined_batch(trained, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done: ") == done.stdout.count("PSNR") == 1
     a, b = weights(trained, "ema"), weights(out, "ema")
-    assert all(torch.allclose(a[k], b[k], atol=1e-4) for k in a)
+    off = torch.cat([(a[k] - b[k]).abs().flatten() for k in a])
+    # on the whole 6e-10, and 4e-6 if gradients were not averaged; but AdamW steps by the sign of a
+    # gradient that is nearly 0, which rounding may turn: at most 2.4e-4 here, twice the vae's rates
+    assert off.mean() < 1e-7 and off.max() < 2.5e-4
     for x, y in zip(rows(trained)[1:], rows(out)[1:], strict=True):
         assert x[:3] == y[:3] and float(x[3]) == pytest.approx(float(y[3]), rel=1e-2)
 

@@ -41,7 +41,6 @@ LEAST = 7        # pixels: what is shorter is no digit
 UNCLEAR = 3.     # pixels rms: a track farther from every curve of the grammar has no motion
 SLOW, QUICK = 16, 22  # pixels of travel; the grammar draws 8-13 and 26-36, drift is forgiven
 
-
 # ---- the digit classifier ------------------------------------------------------------------------
 
 class DigitNet(nn.Module):
@@ -291,8 +290,8 @@ def score(readings, scenes):
 
 
 def wilson(k, n):
-    """The 95 % interval (low, high) of a share p of which k in n were seen (Wilson 1927):
-    (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)."""
+    """The 95 % interval of a share p, k of n (Wilson 1927): (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) /
+    (1 + z²/n)."""
     p, slack = k / n, 1.959964 ** 2 / n                        # z is 1.96, slack is z²/n
     middle, half = p + slack / 2, np.sqrt(slack * (p * (1 - p) + slack / 4))
     return max(0., (middle - half) / (1 + slack)), min(1., (middle + half) / (1 + slack))

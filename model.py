@@ -2,9 +2,8 @@
 
     caption -> text_encoder -> context -> unet3d, called by diffusion's samplers -> vae.decode -> x
 
-A model is made from its config, a plain dict that travels in the file beside the weights, so that
-`sample.py` needs nothing but the file. A training checkpoint holds the raw weights "model", their
-moving average "ema" and what else its run needs; shipped weights hold "ema" alone, as halves.
+A model is made from its config, a plain dict that travels in the file beside the weights. A run's
+checkpoint holds raw weights, "model", and their moving average, "ema"; shipped weights "ema" alone.
 What is damaged, made by hand or of another version is refused before it can cost memory.
 """
 
@@ -52,11 +51,9 @@ class TextToVideo(nn.Module):
 
 
 def load(checkpoint=None, device="auto"):
-    """Open a checkpoint (default: the shipped weights) -> a `TextToVideo` ready to `generate`.
-
-    Takes a file of train.py or shipped weights; the averaged weights, in float32. Raises
-    `UserError` for a missing, damaged or foreign file and for a device that is not there.
-    """
+    """Open a checkpoint (default: the shipped weights) -> a `TextToVideo` ready to `generate`, with
+    the averaged weights in float32. Raises `UserError` for a missing, damaged or foreign file and
+    for a device that is not there."""
     device, path = pick_device(device), SHIPPED if checkpoint is None else checkpoint
     return restore(read_file(path), "ema", path).to(device).eval()
 
@@ -105,19 +102,15 @@ def check_sizes(config):
 
 def pick_device(name="auto"):
     """The torch device called auto, cpu, cuda or mps; auto takes the fastest there is."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(),
-             "cpu": True}
-    found = [device for device in there if there[device]]
-    if name == "auto":
-        name = found[0]
-    if name not in found:
+    found = ["cuda"] if torch.cuda.is_available() else []
+    found += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
+    if name not in ("auto", *found):
         raise UserError(f"there is no device {name!r} here: choose from {', '.join(found)}")
-    return torch.device(name)
+    return torch.device(found[0] if name == "auto" else name)
 
 
 def seeded(*key, device="cpu"):
-    """A generator for a key of numbers and words: what is random is a function of the key. The key
-    is hashed, because torch's generator on a CPU keeps only 32 bits of its seed."""
+    """A generator for a key of numbers and words, hashed, because torch's keeps only 32 bits."""
     return torch.Generator(device).manual_seed(zlib.crc32(repr(key).encode()))
 
 

@@ -193,9 +193,10 @@ def train_stage(stage, steps, peak, run, clips, args):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
                                   fused=device.type == "cuda")
-    scaler = torch.amp.GradScaler(device.type, enabled=args.amp == "fp16")  # else it does nothing
+    mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here
+    scaler = torch.amp.GradScaler(mixed, enabled=args.amp == "fp16")        # else it does nothing
     for step in run.steps(stage, steps, optimizer, scaler):      # resumes, logs, saves and stops
-        with torch.autocast(device.type, AMP_DTYPE[args.amp], enabled=args.amp != "off"):
+        with torch.autocast(mixed, AMP_DTYPE[args.amp], enabled=args.amp != "off"):
             loss, losses, t = step_loss(stage, model, clips, step, args)
         scaler.scale(loss).backward()
         average_gradients(trained)                               # of all processes

@@ -28,7 +28,6 @@ FLAGS = (
     ("--steps", number(int, 1, 10**6), 30, "steps a timing, of which three are made"),
     ("--amp", one_of("auto", *train.AMP_DTYPE), "auto", "as in train.py"),
     ("--compile", bool, False, "as in train.py"),
-    ("--profile", bool, False, "also list the costliest operations of a step"),
     DEVICE)
 
 
@@ -68,11 +67,6 @@ def bench_stage(stage, args, run, clips):
     print(f"{stage:7s}{items / times[1]:10.1f} {'clips' if stage == 'clips' else 'frames'}/s "
           f"({items / times[2]:.1f} ... {items / times[0]:.1f}), "
           f"{1000 * times[1] / args.steps:.1f} ms a step", flush=True)
-    if args.profile:
-        with torch.profiler.profile() as profile:
-            steps(5)
-        order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        print(profile.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=60))
 
 
 def work(args):

@@ -89,8 +89,8 @@ def decoded(path, crop):
         part.replace(file)
     except OSError as error:
         part.unlink(missing_ok=True)
-        raise UserError(f"decoded clips cannot be kept in {cache} ({error.strerror or error}): make room, "
-                        "or set XDG_CACHE_HOME to a folder on another disk") from None
+        raise UserError(f"decoded clips cannot be kept in {cache} ({error.strerror or error}): "
+                        "make room, or set XDG_CACHE_HOME to a folder on another disk") from None
     return file, frames.shape
 
 

@@ -231,7 +231,8 @@ DAMAGED_RUNS = [damage(path_of(key), value) for key, value in (
     ("model", {}), ("progress", (-1, 1)), ("progress", ("clips", -1)), ("progress", ("clips", 99)),
     ("progress", ("odd", 1)), ("progress", ()), ("settings", {}), ("settings seed", "x"),
     ("settings batch_size", 0), ("settings lr", float("nan")), ("settings seed", 2**70),
-    ("settings amp", "x"), ("settings preset", ["x"]), ("settings data_root", 5), ("log_bytes", 1.5),
+    ("settings amp", "x"), ("settings preset", ["x"]), ("settings data_root", 5),
+    ("log_bytes", 1.5),
     ("settings", {7: 7}), ("progress", ("clips", 1.5)), ("optimizer", {"a": 1}),
     ("optimizer state 0 exp_avg", torch.zeros(7)), ("optimizer state 0 step", torch.tensor(-1.)))]
 

@@ -40,14 +40,15 @@ def make(tmp_path, *arguments, name="a.gif"):
 
 def test_same_seed_same_video_and_every_sampling_flag_changes_something(trained, tmp_path, capsys):
     # 3 steps, because DPM-Solver++ and DDIM are one in the first and the last
-    plain = [P, "--checkpoint", str(trained / "checkpoint.pt"), "--steps", "3"]
+    plain = [P, "--checkpoint", str(trained / "checkpoint.pt"), "--steps", "3", "--frames", "16"]
+    make(tmp_path, *plain[:-2])
+    assert imageio.imread(tmp_path / "a.gif", index=None).shape[0] == 32
     first = make(tmp_path, *plain)
     assert make(tmp_path, *plain) == first
-    assert imageio.imread(tmp_path / "a.gif", index=None).shape[0] == 32
     for change in (["--seed", "1"], ["--steps", "2"], ["--sampler", "ddim"], ["--sampler", "ddpm"],
                    ["--sampler", "sde"],
-                   ["--guidance", "0"], ["--guidance", "7"], ["--frames", "16"],
-                   ["--frames", "64"], ["--fps", "5"], ["--num", "2"], ["--stride", "2"],
+                   ["--guidance", "0"], ["--guidance", "7"], ["--frames", "32"],
+                   ["--frames", "64"], ["--fps", "9"], ["--num", "2"], ["--stride", "2"],
                    ["--stride", "1"], ["--extend", "1"]):
         assert make(tmp_path, *plain, *change) != first, change
     capsys.readouterr()

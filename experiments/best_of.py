@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import torch
+from einops import rearrange
 
 import metrics
 from diffusion import T
@@ -50,7 +51,7 @@ def preference(model, prompts, x, stride, seed=0):
 def keep_best(model, prompts, x, n, stride):
     """Of each prompt's n clips, neighbours in x (b*n c f h w), the best: (b c f h w)."""
     keys = x[:, :, ::x.shape[2] // 16]  # the network's own window: 16 frames at `stride`
-    saved = preference(model, prompts, keys, stride).cpu().view(-1, n)
+    saved = rearrange(preference(model, prompts, keys, stride).cpu(), "(b n) -> b n", n=n)
     best = saved.argmax(1)
     print(f"kept {best.tolist()} of {n} each, by the denoising loss saved: "
           f"{', '.join(f'{v:.4f}' for v in saved.amax(1))}")

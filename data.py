@@ -306,6 +306,7 @@ def main(argv=None):
     shown = args.export is None
 
     def work():
+        """What the command does."""
         options = dict(seed=args.seed, captions=args.captions or ("full" if shown else "four"),
                        digits=load_digits("train", args.digits, args.data_root))
         if shown:

@@ -123,9 +123,10 @@ def find_captions(root, left_out):
     """The clips in a folder and its sub-folders, {path: [caption, ...]}; `left_out` gets {what:
     why}. Opens only what lies there, whatever rows name and links point to."""
     def readable(path):
-        if not os.access(path, os.R_OK):
+        may = os.access(path, os.R_OK)
+        if not may:
             left_out[path] = "cannot be read: you have no permission to"
-        return os.access(path, os.R_OK)
+        return may
 
     # Hugging Face's cache has folders of links to files in another one, called blobs
     blobs = next((path / "blobs" for path in root.parents if (path / "blobs").is_dir()), root)
@@ -188,7 +189,7 @@ class FolderClips:
         if not self.clips:
             raise UserError(f"{root} has no clip to train on: {why or 'it is empty'}")
         self.fingerprint = hashlib.sha256(repr(known).encode()).hexdigest()
-        words = [re.findall(r"\w+", text.lower()) for *_, texts in self.clips for text in texts]
+        words = [re.findall(r"\w+", text) for *_, texts in self.clips for text in texts]
         self.words, self.length = sorted(set().union(*words)), max(20, *map(len, words))
         if max(len(self.words), self.length) > MAX_VOCABULARY:
             raise UserError(f"{root} has captions of {len(self.words):,} different words, and at "

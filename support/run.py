@@ -90,14 +90,15 @@ NO_SETTINGS = ("out", "resume", "device", "compile", "prompts", "checkpoint")
 def find_run(folder, resume):
     """The checkpoint in a run's folder as a dict, or None where a new run may begin."""
     path, log = folder / "checkpoint.pt", folder / "log.csv"
+    rows = log.read_bytes() if log.is_file() else b""
     there = next(above for above in (folder, *folder.absolute().parents) if above.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise UserError(f"{folder} cannot be written: name another folder with --out")
-    if log.exists() and not (log.is_file() and (log.stat().st_size == 0 or log.read_bytes()
-                                                .startswith(",".join(COLUMNS).encode()))):
+    strange = rows and not rows.startswith(",".join(COLUMNS).encode())
+    if strange or log.exists() and not log.is_file():
         raise UserError(f"{log} is no log of a run: move it away, or name another folder")
     if not path.exists():
-        if log.is_file() and len(log.read_bytes().splitlines()) > 1:
+        if len(rows.splitlines()) > 1:
             raise UserError(f"{folder} holds the log of a run, but no checkpoint.pt to go on from: "
                             "put it back, or begin the run in another folder")
         if resume:

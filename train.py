@@ -81,10 +81,11 @@ KNOWN[IMAGE, 0] = KNOWN[CONTINUE, :CARRIED] = KNOWN[FILL, ::2] = True
 
 def draw_stills(clips, seed, stage, first, n):
     """One frame each of clips first ... first + n - 1, at any tick: outline of x (n c 1 h w),
-    captions of their subjects, stride (n,), no known frames."""
+    captions of their subjects, stride (n,) in ticks, known_mask (n 1), which is all False."""
     scenes = clips(n, seed=seed, start=first)
     ticks = data.Chooser(seed, stage, range(first, first + n)).below("tick", data.ACTION + 1)
-    return scenes.outline(ticks[:, None]), scenes.subjects, torch.full((n,), 4), None
+    known_mask = torch.zeros(n, 1, dtype=torch.bool)
+    return scenes.outline(ticks[:, None]), scenes.subjects, torch.full((n,), 4), known_mask
 
 
 def draw_windows(clips, seed, first, n):
@@ -106,25 +107,33 @@ def draw_windows(clips, seed, first, n):
 
 
 class Batches:
-    """batches[step] is what a step of a stage sees, as far as the CPU makes it: so long as pixels
-    are not painted, worker processes can have it ready before the step needs it."""
+    """batches[step] is what a step sees, as far as the CPU makes it: outline, tokens, stride,
+    known_mask, in a list; in joint training, the same of stills is the list's second."""
 
-    def __init__(self, stage, clips, args):
-        self.stage, self.clips, self.args = stage, clips, args
+    def __init__(self, stage, clips, tokenizer, args):
+        self.stage, self.clips, self.tokenizer, self.args = stage, clips, tokenizer, args
         self.n = args.batch_size * PER_CLIP[stage] // WORLD    # of this process
 
     def __getitem__(self, step):
-        """The batch, and for joint training the stills beside it, or None."""
-        first, clips, args = (step * WORLD + RANK) * self.n, self.clips, self.args
-        if self.stage != "clips":
-            return draw_stills(clips, args.seed, self.stage, first, self.n), None
-        stills, k = None, args.stills_per_clip
-        if k:
-            stills = draw_stills(clips, args.seed, "stills", first * k, self.n * k)
-        return draw_windows(clips, args.seed, first, self.n), stills
+        first, seed, k = (step * WORLD + RANK) * self.n, self.args.seed, self.args.stills_per_clip
+        if self.stage == "clips":
+            draws = [draw_windows(self.clips, seed, first, self.n)]
+        else:
+            draws = [draw_stills(self.clips, seed, self.stage, first, self.n)]
+        if self.stage == "clips" and k:
+            draws.append(draw_stills(self.clips, seed, "stills", first * k, self.n * k))
+        return [(outline, self.tokenizer(captions), stride, known_mask)
+                for outline, captions, stride, known_mask in draws]
 
 
 # ---- losses: g is the step's generator, and the source of all that is random in it ---------------
+
+def fetch(draw, paint, device):
+    """A draw of `Batches` on the device, with its pixels x painted. important: non_blocking. Else
+    the CPU would wait here until the GPU has done all that it still has to do."""
+    outline, *rest = draw
+    return paint(outline, device), *(part.to(device, non_blocking=True) for part in rest)
+
 
 def vae_loss(model, x, g):
     """Loss (b,) of the autoencoder on stills x (b c 1 h w)."""
@@ -147,33 +156,30 @@ def noise_levels(b, power, g):
     return (T * torch.where(high, u ** power, u)).long().clamp(max=T - 1)
 
 
-def diffusion_loss(model, x, captions, stride, known_mask, g):
+def diffusion_loss(model, x, tokens, stride, known_mask, g):
     """The whole method: loss (b,) and noise levels t (b,) of the U-Net and the text encoder.
 
-    x (b c f h w) pixels, captions (b strings), stride (b,) ticks, known_mask (b f) bool or None.
+    x (b c f h w) pixels, tokens (b n), stride (b,) ticks, known_mask (b f) bool.
     """
-    b, device = len(x), x.device
+    b = len(x)
     with torch.no_grad():
         z = model.vae.encode(x)                                                 # b c f h w
     # important: without dropped captions the null prompt is never trained, yet guidance needs it
     drop = my_rows(torch.rand, b, g=g) < DROP_CAPTION
-    context, context_mask = model.text_encoder(model.tokenizer(captions).to(device), drop)
+    context, context_mask = model.text_encoder(tokens, drop)
 
     t = noise_levels(b, 1 / 2 if z.shape[2] == 1 else 1 / 4, g)
     eps = my_rows(torch.randn, *z.shape, g=g)
 
-    known, weight = None, None
-    if known_mask is not None:
-        # important: known frames are noised a little, else the network trusts them to the last
-        # digit and errors grow from fill to fill (conditioning augmentation, Ho et al. 2021,
-        # 2106.15282, who also tell the network how much; ours finds out)
-        level = KNOWN_NOISE * my_rows(torch.rand, b, 1, 1, 1, 1, g=g)
-        known = z + level * my_rows(torch.randn, *z.shape, g=g)
-        known_mask = known_mask.to(device)
-        weight = rearrange(~known_mask, "b f -> b 1 f 1 1").to(z.dtype)         # unknown ones count
+    # important: known frames are noised a little, else the network trusts them to the last digit
+    # and errors grow from fill to fill (conditioning augmentation, Ho et al. 2021, 2106.15282, who
+    # also tell the network how much; ours finds out)
+    level = KNOWN_NOISE * my_rows(torch.rand, b, 1, 1, 1, 1, g=g)
+    known = z + level * my_rows(torch.randn, *z.shape, g=g)
+    weight = rearrange(~known_mask, "b f -> b 1 f 1 1").to(z.dtype)             # unknown ones count
 
     def network(z_t, t):
-        return model.unet(z_t, t, context, context_mask, stride.to(device), known, known_mask)
+        return model.unet(z_t, t, context, context_mask, stride, known, known_mask)
 
     return model.diffusion.loss(network, z, t, eps, weight), t
 
@@ -196,16 +202,14 @@ def update_ema(ema, model, step):
 
 def step_loss(stage, model, paint, batch, g):
     """The loss () that a step minimises, and for the log each item's loss (b,) and t (b,)."""
-    (outline, *words), stills = batch
-    x = paint(outline, model.device)
+    draw, *stills = [fetch(draw, paint, model.device) for draw in batch]
     if stage == "vae":
-        losses, t = vae_loss(model, x, g), None          # it has no noise levels
+        losses, t = vae_loss(model, draw[0], g), None    # it has no noise levels
     else:
-        losses, t = diffusion_loss(model, x, *words, g)
+        losses, t = diffusion_loss(model, *draw, g)
     loss = losses.mean()
     if stills:  # joint training: frames weigh alike (Video Diffusion Models, section 3)
-        outline, *words = stills
-        apart, _ = diffusion_loss(model, paint(outline, model.device), *words, g)
+        apart, _ = diffusion_loss(model, *stills[0], g)
         k = len(apart) / len(losses)
         loss = (WINDOW * loss + k * apart.mean()) / (WINDOW + k)
     return loss, losses, t
@@ -221,7 +225,7 @@ def train_stage(stage, steps, peak, run, clips, args):
                      fused=device.type == "cuda")
     mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here
     scaler = torch.amp.GradScaler(mixed, enabled=args.amp == "fp16")        # else it does nothing
-    paint, batches = clips.paint, run.batches(stage, steps, Batches(stage, clips, args))
+    paint, batches = clips.paint, run.batches(stage, steps, Batches(stage, clips, model.tokenizer, args))
     if args.compile and stage == "clips":   # others are too short for it. In place: names stay
         paint = torch.compile(paint, dynamic=False)
         for part in (model.vae.encoder, model.text_encoder, model.unet):

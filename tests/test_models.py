@@ -171,9 +171,9 @@ def test_every_parameter_moves_within_three_steps():
     before = copy.deepcopy(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0)
     for step in range(3):
-        outline, *words = train.draw_windows(DRAWN, 0, 12 * step, 12)
-        g = torch.Generator().manual_seed(step)
-        loss, _ = train.diffusion_loss(model, DRAWN.paint(outline), *words, g)
+        outline, captions, *rest = train.draw_windows(DRAWN, 0, 12 * step, 12)
+        tokens, g = model.tokenizer(captions), torch.Generator().manual_seed(step)
+        loss, _ = train.diffusion_loss(model, DRAWN.paint(outline), tokens, *rest, g)
         optimizer.zero_grad()
         loss.mean().backward()
         optimizer.step()

@@ -4,7 +4,7 @@
     scores = score(readings, scenes)              does each clip obey its caption? booleans (b,)
 
 A frame is cut where an empty row or column parts its ink; the parts are linked into tracks; a track
-takes the name of the grammar's curve that lies closest; `DigitNet`, a small CNN, names its digit.
+takes the name of the grammar's curve that lies closest; a small CNN names its digit.
 The judge never sees the truth. On real clips it must find it (the table's first rows); on samples
 held against another clip's caption it must not (the last rows).
 `python metrics.py` prints the table of the shipped weights: 512 clips, some minutes on a CPU.
@@ -15,13 +15,11 @@ import argparse
 import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from torch import nn
 
 import data
 from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF
@@ -29,9 +27,9 @@ from model import load, pick_device
 from sample import generate
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number, one_of)
-from support.run import read_file
+from support.digitnet import crop, load_classifier
+from vae import psnr
 
-CLASSIFIER = Path(__file__).parent / "checkpoints" / "classifier.pt"
 BOX = {1: 28, 2: 20}  # pixels: the side of a digit's box in clips of one and of two
 INK = .25        # brightness in [0, 1] from which a pixel is ink: over noise, under thin strokes
 SPECK = .06      # a part with less of its frame's ink is no digit; real ones have over .1
@@ -40,45 +38,6 @@ TWO_SIDE = 18    # pixels: a 20-pixel digit's is at most 15 long
 LEAST = 7        # pixels: what is shorter is no digit
 UNCLEAR = 3.     # pixels rms: a track farther from every curve of the grammar has no motion
 SLOW, QUICK = 16, 22  # pixels of travel; the grammar draws 8-13 and 26-36, drift is forgiven
-
-# ---- the digit classifier ------------------------------------------------------------------------
-
-class DigitNet(nn.Module):
-    """Crops (n 1 28 28) in [0, 1] -> logits (n 10); `body` stops at features (n 32)."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),  # n 32 14 14
-            nn.Conv2d(32, 48, 3, stride=2, padding=1), nn.BatchNorm2d(48), nn.ReLU(),  # n 48 7 7
-            nn.Flatten(), nn.Linear(48 * 7 * 7, 32), nn.ReLU())
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, crops):
-        return self.head(self.body(crops))
-
-
-def load_classifier(path=CLASSIFIER, device="cpu"):
-    """The trained `DigitNet`, ready to read."""
-    try:
-        net = DigitNet()  # in single precision; the file's half is copied into it
-        net.load_state_dict(read_file(path)["model"])
-    except Exception as error:  # a file may hold anything
-        raise UserError(f"{path} is missing or damaged ({type(error).__name__}): make it with "
-                        "`python -m experiments.train_digitnet`") from None
-    return net.to(device).eval()
-
-
-def crop(ink, centre, size, warp=torch.eye(2)):
-    """Windows of size (n,) pixels around centre (n yx) of ink (n h w), scaled to (n 1 28 28); warp
-    (n 2 2), used in training, turns and stretches them a little."""
-    zoom = warp.to(ink) * rearrange(size, "n -> n 1 1") / SIZE
-    place = centre.flip(-1) * 2 / SIZE - 1  # torch wants x before y, and the frame as -1 ... 1
-    window = torch.cat([zoom, rearrange(place, "n xy -> n xy 1")], -1)
-    grid = F.affine_grid(window, (len(ink), 1, 28, 28), align_corners=False)
-    return F.grid_sample(rearrange(ink, "n h w -> n 1 h w"), grid, align_corners=False)
-
 
 # ---- frames: where is ink, and does an empty row or column cut it in two? ------------------------
 
@@ -295,15 +254,6 @@ def wilson(k, n):
     p, slack = k / n, 1.959964 ** 2 / n                        # z is 1.96, slack is z²/n
     middle, half = p + slack / 2, np.sqrt(slack * (p * (1 - p) + slack / 4))
     return max(0., (middle - half) / (1 + slack)), min(1., (middle + half) / (1 + slack))
-
-
-def psnr(x, y, where=None):
-    """Mean over the frames of x, y (b c f h w) in [-1, 1] of the peak signal-to-noise ratio in dB,
-    peak = 2, the full range; with `where` (b f h w) over the chosen pixels of each frame."""
-    error = reduce((x - y) ** 2, "b c f h w -> b f h w", "mean")
-    where = torch.ones_like(error) if where is None else where.to(error)
-    mse = (error * where).sum((-1, -2)) / where.sum((-1, -2)).clamp(min=1)
-    return float(10 * torch.log10(4 / mse.clamp(min=1e-10)).mean())
 
 
 # ---- the table -----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from diffusion import T
 from experiments.common import centres, decode, encode, flags, judge, of_kind, run_parts
 from model import seeded
 from sample import STEPS, denoiser, generate
+from vae import psnr
 
 LEVELS = (999, 950, 900, 850, 800, 700, 600, 400)
 
@@ -98,7 +99,7 @@ def picture(model, classifier, scenes, args):
     first = scenes.render(np.zeros(1))
     x = generate(model, scenes.captions, num_frames=32, seed=args.seed, first=first).cpu()
     s = judge(x, classifier, scenes)
-    same = metrics.psnr(x[:, :, :1], decode(model, encode(model, first)))
+    same = psnr(x[:, :, :1], decode(model, encode(model, first)))
     print(f"\npicture: frame 0 against the VAE's rebuilt picture {same:.1f} dB; digit "
           f"{s.digit_ok.mean():.1%}, motion {s.motion_ok.mean():.1%}, steady "
           f"{s.steadiness.mean():.1%}")
@@ -191,8 +192,8 @@ def vae(model, classifier, scenes, args):
     x = scenes.render(ticks)
     boxes = replace(scenes, digits=replace(scenes.digits, images=white)).render(ticks)[:, 0] > -1
     rebuilt = decode(model, encode(model, x))
-    print(f"\nVAE: PSNR {metrics.psnr(x, rebuilt):.1f} dB, inside the digits' boxes "
-          f"{metrics.psnr(x, rebuilt, boxes):.1f} dB")
+    print(f"\nVAE: PSNR {psnr(x, rebuilt):.1f} dB, inside the digits' boxes "
+          f"{psnr(x, rebuilt, boxes):.1f} dB")
 
 
 def roughness(x):
@@ -210,7 +211,7 @@ def larger(model, classifier, scenes, args):
 
     def row(name, y):
         (edges, flicker), (true_edges, true_flicker) = map(roughness, (y, truth))
-        print(f"{name:8s} {metrics.psnr(truth, y):5.1f}  {edges / true_edges:.2f}  "
+        print(f"{name:8s} {psnr(truth, y):5.1f}  {edges / true_edges:.2f}  "
               f"{flicker / true_flicker:.2f}", flush=True)
 
     print("\nsuper-resolution 64 -> 128: PSNR dB, edge energy as a share of the truth's, flicker\n"

@@ -10,13 +10,15 @@ import torch
 import data
 import metrics
 from support.console import UserError
+from support.digitnet import DigitNet
+from vae import psnr
 
 DIGITS = data.load_digits("test", "drawn")
 
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return metrics.DigitNet().eval()  # untrained: motion and count must not hang on its labels
+    return DigitNet().eval()  # untrained: motion and count must not hang on its labels
 
 @pytest.fixture(scope="module")
 def clips(net):
@@ -128,9 +130,9 @@ def test_wilson_matches_published_values():
 
 def test_psnr_matches_its_definition():
     x, where = torch.zeros(1, 1, 2, 8, 8), torch.zeros(1, 2, 8, 8, dtype=torch.bool)
-    assert metrics.psnr(x, x + .2) == pytest.approx(20)  # 10 log10(4 / 0.04)
+    assert psnr(x, x + .2) == pytest.approx(20)  # 10 log10(4 / 0.04)
     where[..., :2] = True
-    assert metrics.psnr(x, .2 * where[:, None], where) == pytest.approx(20)
+    assert psnr(x, .2 * where[:, None], where) == pytest.approx(20)
 
 def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net):
     def generate(model, prompts, **options):  # a perfect model: it renders what was asked

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 
 import data
-from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF
+from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF, choose
 from model import load, pick_device
-from sample import generate
+from sample import STEPS, generate
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number, one_of)
 from support.digitnet import crop, load_classifier
@@ -211,11 +211,6 @@ def read_clips(x, classifier, stride_ticks=None):
     return Readings(*map(np.array, zip(*rows)))
 
 
-def reorder(readings, order):
-    """The same readings in another order, to hold them against other clips' truths."""
-    return Readings(*(value[order] for value in vars(readings).values()))
-
-
 # ---- obedience -----------------------------------------------------------------------------------
 
 @dataclass
@@ -288,21 +283,22 @@ def report(args):
     if model.config["vae"]["channels"] == 3 or not words.issuperset(data.VOCABULARY[grammar]):
         raise UserError("this checkpoint was trained on clips of another kind, or does not know "
                         f"all words of --captions {grammar}: the judge reads only grey MNIST")
-    x, captions, scenes = data.captioned_clips(args.num, seed=args.seed, split="test",
-                                               captions=grammar, digits=digits)
-    print(f"checkpoint {args.checkpoint or 'shipped'}, seed {args.seed}, n {args.num}, device "
-          f"{device}, digits {digits.source}")
+    scenes = data.make_scenes(args.num, seed=args.seed, split="test", captions=grammar,
+                              digits=digits, each=KINDS if args.each else ())
+    x, n = scenes.render(np.arange(32) * 2), len(scenes.captions)
+    print(f"checkpoint {args.checkpoint or 'shipped'}, sampler {args.sampler}, seed {args.seed}, "
+          f"n {n}, device {device}, digits {digits.source}")
     decoded = torch.cat([model.vae.decode(model.vae.encode(part.to(device))).clamp(-1, 1).cpu()
                          for part in x.split(16)])
-    samples = generate(model, captions, num_frames=32, steps=args.steps,
-                       guidance_scale=args.guidance, seed=args.seed).cpu()
+    samples = generate(model, scenes.captions, num_frames=32, steps=args.steps,
+                       sampler=args.sampler, guidance_scale=args.guidance, seed=args.seed).cpu()
     read = {"real clips": read_clips(x, classifier),
             "VAE reconstructions": read_clips(decoded, classifier),
             "samples": read_clips(samples, classifier)}
     # along one cycle through all clips, so that none is held against its own caption
-    ring, order = np.random.default_rng(args.seed).permutation(args.num), np.empty(args.num, int)
+    ring, order = np.random.default_rng(args.seed).permutation(n), np.empty(n, int)
     order[ring] = np.roll(ring, 1)  # each clip is read as its neighbour on the ring
-    read["shuffled prompts"] = reorder(read["samples"], order)
+    read["shuffled prompts"] = choose(read["samples"], order)
     print(f"\n{'clips':20s} {'captions':13s} {'n':>5s}   {'digit % [95 %]':21s}  "
           f"{'motion % [95 %]':21s}  {'both % [95 %]':21s}  steady %")
     for name, readings in read.items():
@@ -312,9 +308,11 @@ def report(args):
 
 FLAGS = (
     ("--checkpoint", str, None, "a trained model; if none is named, the shipped weights"),
-    ("--num", number(int, 2, 10**6), 512, "clips in each row"),
+    ("--num", number(int, 2, 10**6), 512, "clips of the language's own mix"),
+    ("--each", bool, False, "--num clips of each kind of caption instead"),
     ("--captions", one_of("full", "four"), None, "the grammar's part; else what the model knows"),
     ("--guidance", number(float, 0, 100), None, "guidance scale; else the sampler's own"),
+    ("--sampler", one_of(*STEPS), "dpm", "how to get from noise to a clip"),
     ("--steps", number(int, 1, 1000), None, "sampling steps; else the sampler's own"),
     SEED, DIGITS, DATA_ROOT, DEVICE)
 

@@ -18,7 +18,7 @@ import torch
 import data
 import metrics
 from diffusion import T
-from experiments.common import centres, decode, encode, flags, judge, of_kind, run_parts
+from experiments.common import centres, decode, encode, flags, judge, run_parts, test_scenes
 from model import seeded
 from sample import STEPS, denoiser, generate
 from vae import psnr
@@ -172,7 +172,7 @@ def levels(model, classifier, scenes, args):
     starts at 950 is decided, wrongly, in between."""
     groups = {"unnamed": (scenes, reword(scenes, "a digit")), "named": (scenes, scenes.captions)}
     if "standing" in model.config["vocabulary"]:
-        two = of_kind("two moving", args)
+        two = test_scenes(args, args.num, "full", each=["two moving"])
         groups["two moving"] = two, two.captions
     print(f"\n% of real clips noised to t and denoised from there (n {args.num}, of a kind)\n"
           f"{'':36s}", *(f"{t:5d}" for t in LEVELS), flush=True)

@@ -44,7 +44,7 @@ def test_captions_match_pixels(clips):
 
 def test_wrong_truth_scores_low(clips):
     _, readings, truth = clips
-    others = metrics.reorder(readings, np.roll(np.arange(len(truth.kind)), 1))
+    others = data.choose(readings, np.roll(np.arange(len(truth.kind)), 1))
     assert metrics.score(others, truth).motion_ok.mean() < .1
 
 def test_tracks_follow_the_boxes(clips):
@@ -134,11 +134,13 @@ def test_psnr_matches_its_definition():
     where[..., :2] = True
     assert psnr(x, .2 * where[:, None], where) == pytest.approx(20)
 
-def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net):
+@pytest.mark.parametrize("num,each,n", [("16", (), 16), ("2 --each", data.KINDS, 14)])
+def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net, num, each, n):
     def generate(model, prompts, **options):  # a perfect model: it renders what was asked
-        x, captions, _ = data.captioned_clips(len(prompts), seed=3, split="test", digits=DIGITS)
-        assert captions == prompts and options["steps"] == 5 and options["guidance_scale"] == 2
-        return x
+        scenes = data.make_scenes(int(num[:2]), seed=3, split="test", digits=DIGITS, each=each)
+        assert scenes.captions == prompts and len(prompts) == n and options == dict(
+            num_frames=32, steps=5, sampler="ddim", guidance_scale=2, seed=3)
+        return scenes.render(np.arange(32) * 2)
 
     vae = SimpleNamespace(encode=lambda x: x, decode=lambda z: (z + .02).clamp(-1, 1))
     model = SimpleNamespace(vae=vae, config={"vocabulary": data.VOCABULARY["full"],
@@ -146,8 +148,8 @@ def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net):
     monkeypatch.setattr(metrics, "load", lambda checkpoint, device: model)
     monkeypatch.setattr(metrics, "generate", generate)
     monkeypatch.setattr(metrics, "load_classifier", lambda device: net)
-    assert metrics.main("--num 16 --seed 3 --digits drawn --device cpu --steps 5 "
-                        "--guidance 2".split()) == 0
+    assert metrics.main(f"--num {num} --seed 3 --digits drawn --device cpu --steps 5 "
+                        "--sampler ddim --guidance 2".split()) == 0
     rows = [line for line in capsys.readouterr().out.splitlines() if " all " in line]
     motion = {row[:20].strip(): float(row.split("]")[1].split("[")[0]) for row in rows}
     assert motion["real clips"] == motion["samples"] == motion["VAE reconstructions"] == 100

@@ -21,6 +21,7 @@ from diffusion import T
 from experiments.common import centres, decode, encode, flags, judge, run_parts, test_scenes
 from model import seeded
 from sample import STEPS, denoiser, generate
+from support.console import number
 from vae import psnr
 
 LEVELS = (999, 950, 900, 850, 800, 700, 600, 400)
@@ -141,14 +142,15 @@ def losses(model, classifier, scenes, args, draws=8):
 def unnamed(model, classifier, scenes, args):
     """Does a digit stay the same one where the caption does not name it? By the ODE's sampler and
     by the SDE's, whose fresh noise lets later levels mend what earlier ones left."""
-    print("\none digit in every frame % [95 %], and steady % (20 steps)")
+    print("\none digit in every frame % [95 %]; the same in two frames "
+          f"{', '.join(map(str, metrics.APART))} ticks apart %; steady %")
     for subject in ("a digit", "a 3"):
         for sampler in ("dpm", "sde"):
             x = generate(model, reword(scenes, subject), num_frames=16, seed=args.seed,
-                         sampler=sampler)
-            steady = metrics.read_clips(x, classifier).steady[:, 0]
-            print(f'{sampler}, "{subject} moving left" and the like: {metrics.share(steady == 1)}, '
-                  f"{100 * steady.mean():.1f}", flush=True)
+                         sampler=sampler, steps=args.steps)
+            shown = metrics.read_clips(x, classifier)
+            print(f'{sampler}, "{subject} moving left" and the like: {metrics.constancy(shown)}  '
+                  f"{100 * shown.steady[:, 0].mean():.1f}", flush=True)
 
 
 def denoise_from(model, z, prompts, level, seed):
@@ -230,6 +232,8 @@ USUAL = [name for name in PARTS if name not in ("levels", "larger")]
 def main(argv=None):
     p = flags(__doc__, num=128)
     p.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    p.add_argument("--steps", type=number(int, 1, 1000), metavar="X",
+                   help="denoising steps of the part unnamed; else 20")
     args = p.parse_intermixed_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         p.error(f"there is no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")

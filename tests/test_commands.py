@@ -302,8 +302,7 @@ BAD_TRAININGS = [
     *(["--data", "empty", *flags] for flags in (["--captions", "four"], ["--digits", "drawn"],
                                                 ["--data-root", "."]))]
 BAD_METRICS = [["--num", "1"], ["--steps", "0"], ["--guidance", "-1"], ["--device", "tpu"],
-               ["--digits", "drawn", "--checkpoint", "text.pt"], ["--data-root", "nowhere"],
-               ["--sampler", "euler"]]
+               ["--digits", "drawn", "--checkpoint", "text.pt"], ["--data-root", "nowhere"]]
 BAD_UPSCALES = [["--steps", "0"], ["--checkpoint", "text.pt"], ["--checkpoint", ""]]
 
 

@@ -1,5 +1,6 @@
 """Facts of metrics.py: the judge finds the truth in pixels and is not easily pleased."""
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -35,7 +36,7 @@ def perfect():
     truth, flip = data.make_scenes(400, split="test", digits=DIGITS), [1, 0]
     travel, there = np.choose(truth.adverb, [20, 10, 30]), truth.digit >= 0
     return truth, metrics.Readings(there.sum(1), truth.digit[:, flip], truth.motion[:, flip],
-                                   travel[:, flip], there.astype(float), np.zeros(400))
+                                   travel[:, flip], there * 1., *np.zeros((2, 400, 2, 32)))
 
 def test_captions_match_pixels(clips):
     _, readings, truth = clips
@@ -101,6 +102,30 @@ def test_adverbs_bind(perfect):
     middling, said = replace(readings, travel=np.full((400, 2), 19)), truth.adverb.any(1)
     assert (metrics.score(middling, truth).motion_ok == ~said).all() and said.any()
 
+def test_the_diagnosis_tells_right_sets_from_right_bindings(perfect, capsys):
+    truth, readings = perfect
+    exchanged, same = replace(readings, digit=truth.digit), readings.digit[:, [0, 0]]
+    metrics.diagnose({"real clips": readings, "samples": exchanged,
+                      "shuffled prompts": replace(readings, digit=same)}, truth)
+    real, samples, twice = ([float(cell) for cell in re.findall(r"[\d.]+(?= \[|$)", line)]
+                            for line in capsys.readouterr().out.splitlines()[-3:])
+    n = ((truth.kind == 6) & truth.named.any(1) & (np.diff(truth.motion)[:, 0] != 0)).sum()
+    # digits, motions, both as sets; one digit twice; bound, of n
+    assert (real, samples, twice[3]) == ([100, 100, 100, 0, 100, n], [100, 100, 100, 0, 0, n], 100)
+
+def test_agreement_counts_pairs_of_clear_frames():
+    frames = np.repeat([[3, 7]], 16, axis=1)  # a 3 becomes a 7 half way, 2 ticks a frame
+    assert [metrics.agreement(frames, k) for k in (4, 16, 32, 60)] == [28 / 30, 16 / 24, 0, 0]
+    frames[0, 0] = -1  # one equal pair less
+    assert metrics.agreement(frames, 4) == 27 / 29
+
+def test_each_frame_is_read_for_itself(clips):
+    x, digit = clips[0][:40:2].clone(), clips[2].digit[:40:2, :1]  # of one digit each
+    x[:, :, 16:], x[:, :, 5] = x.roll(1, 0)[:, :, 16:], -1  # half another clip; a black frame
+    read = metrics.read_clips(x, metrics.load_classifier()).frames
+    assert (read[:, 0, :16] == digit).mean() > .6 and (read[:, 0, 5] == -1).all()
+    assert (read[:, 0, 16:] == np.roll(digit, 1, 0)).mean() > .6 and (read[:, 1] == -1).all()
+
 def test_crossing_digits_keep_their_tracks():
     """Two lines that cross, hidden from each other in the middle, their parts listed at random."""
     ticks = np.delete(np.arange(32) * 2, range(14, 19))
@@ -143,7 +168,7 @@ def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net, num, each, n
         return scenes.render(np.arange(32) * 2)
 
     vae = SimpleNamespace(encode=lambda x: x, decode=lambda z: (z + .02).clamp(-1, 1))
-    model = SimpleNamespace(vae=vae, config={"vocabulary": data.VOCABULARY["full"],
+    model = SimpleNamespace(vae=vae, device="cpu", config={"vocabulary": data.VOCABULARY["full"],
                                              "vae": {"channels": 1}})
     monkeypatch.setattr(metrics, "load", lambda checkpoint, device: model)
     monkeypatch.setattr(metrics, "generate", generate)

@@ -308,20 +308,20 @@ def diagnose(read, scenes):
                 print(f"{name:20s} {how:13s} {chosen.sum():5d}  ",
                       constancy(choose(read[name], chosen)))
 
-    two = scenes.kind == KINDS.index("two moving")
+    # captions that an exchange of the two digits would break: a coin would bind half of the clips
+    differ = scenes.named.any(1) & (scenes.motion[:, 0] != scenes.motion[:, 1])
+    two = (scenes.kind == KINDS.index("two moving")) & differ
     if not two.any():
         return
-    print(f"\n{'two moving digits':34s} {'n':>5s}   {'digits as a set %':20s}  "
+    print(f"\n{'two digits in different motions':34s} {'n':>5s}   {'digits as a set %':20s}  "
           f"{'motions as a set %':20s}  {'both sets right %':20s}  {'one digit twice %':20s}  "
           "of those with both sets: bound %")
-    differ = scenes.motion[two, 0] != scenes.motion[two, 1]
     for name in ("real clips", "samples", "shuffled prompts"):
         shown, s = choose(read[name], two), choose(score(read[name], scenes), two)
-        both = s.digit_ok & s.motion_ok       # each in the order that suits it better
+        both = s.digit_ok & s.motion_ok  # each in the order that suits it better
         twice = (shown.count == 2) & (shown.digit[:, 0] == shown.digit[:, 1])
-        told = both & s.names_digit & differ  # where an exchange shows: a coin would bind half
-        cells = s.digit_ok[s.names_digit], s.motion_ok, both, twice, s.both_ok[told]
-        print(f"{name:34s} {two.sum():5d} ", *map(share, cells), f"of {told.sum()}", sep="  ")
+        cells = s.digit_ok, s.motion_ok, both, twice, s.both_ok[both]
+        print(f"{name:34s} {two.sum():5d} ", *map(share, cells), f"of {both.sum()}", sep="  ")
 
 
 @torch.no_grad()

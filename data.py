@@ -286,9 +286,27 @@ class MovingMNIST:
         return made
 
 
-def make_scenes(n, *, seed=0, start=0, split="train", captions="full", digits=None):
-    """`Scenes` of clips start ... start + n - 1 of a `MovingMNIST` with these options."""
-    return MovingMNIST(captions, split, digits)(n, seed=seed, start=start)
+def make_scenes(n, *, seed=0, start=0, split="train", captions="full", digits=None, each=()):
+    """`Scenes` of clips start ... start + n - 1 of a `MovingMNIST` with these options. With `each`,
+    some of KINDS, the first n clips from `start` on of each of them, kind by kind."""
+    source = MovingMNIST(captions, split, digits)
+    if not each:
+        return source(n, seed=seed, start=start)
+    many = source(64 * (n + 4), seed=seed, start=start)  # the rarest kind is one clip in 32
+    return choose(many, np.concatenate([np.flatnonzero(many.kind == KINDS.index(kind))[:n]
+                                        for kind in each]))
+
+
+def choose(rows, index):
+    """The rows at `index` (numbers, or a mask of booleans) of a dataclass that holds lists and
+    arrays with a row for each clip, such as `Scenes`; what else it holds stays."""
+    chosen = {}
+    for name, value in vars(rows).items():
+        if isinstance(value, list):
+            chosen[name] = np.array(value)[index].tolist()
+        elif isinstance(value, np.ndarray):
+            chosen[name] = value[index]
+    return replace(rows, **chosen)
 
 
 def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device="cpu",

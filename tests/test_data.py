@@ -56,6 +56,18 @@ def test_scenes_are_the_same_on_every_machine():
     assert pick.below("kind", 1000).tolist() == [212, 24, 317]
     assert zlib.crc32("\n".join(FULL(500, seed=7).captions).encode()) == 3366410477
 
+def test_chosen_scenes_are_the_same_scenes():
+    scenes = data.make_scenes(10, digits=DIGITS)
+    some, ticks = data.choose(scenes, [7, 2]), np.arange(0, 64, 16)
+    assert some.captions == [scenes.captions[7], scenes.captions[2]]
+    assert torch.equal(some.render(ticks), scenes.render(ticks)[[7, 2]])
+
+def test_each_kind_comes_n_times_in_the_order_of_the_language():
+    each = data.make_scenes(5, digits=DIGITS, each=["still", "turn"])
+    turns = [caption for caption in data.make_scenes(200, digits=DIGITS).captions
+             if " then " in caption and " and " not in caption]
+    assert each.kind.tolist() == [3] * 5 + [1] * 5 and each.captions[5:] == turns[:5]
+
 def test_what_is_drawn_is_what_the_positions_say():
     x, _, truth = data.captioned_clips(64, digits=DIGITS)
     one = np.flatnonzero(truth.digit[:, 1] < 0)

@@ -9,8 +9,8 @@ from einops import rearrange
 import data
 import train
 from diffusion import Diffusion
-from metrics import DigitNet
 from model import TextToVideo
+from support.digitnet import DigitNet
 from support.muon import Muon
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import Attention, TemporalConv, UNet3D, UNetConfig

@@ -60,8 +60,8 @@ FIRST_TURN, FIRST_BOUNCE, STILL = 8, 20, 22  # in NAMES; the 4 directions and 4 
 KINDS = ("straight", "turn", "bounce", "still", "subject only", "two digits", "two moving")
 SUBJECT_ONLY, TWO_DIGITS = 4, 5              # tell no motion
 # Of 32 clips so many show each kind: what is hard to learn comes more often. For the same reason
-# one digit of three is not named (a caption's number tells each frame which digit it is; without
-# it the frames must agree), but only one of eight where two move.
+# half of the single digits are not named (a caption's number tells each frame which digit it is;
+# without it the frames must agree), but only one of eight where two move.
 OFTEN = (8, 4, 4, 1, 1, 1, 13)
 # --captions: "full", the whole grammar, or "four", only "a 3 moving left" and four directions
 FULL = " ".join((*NUMBERS, *"0123456789", *SUBJECTS, *VERBS, *ADVERBS, *NAMES, "two digits"))
@@ -271,7 +271,7 @@ class MovingMNIST:
         second = (first + 1 + pick.below("digit1", 9)) % 10      # never the first again
         digit = np.stack([first, np.where(two, second, -1)], -1)                     # n 2
         bitmap = digits.first[digit] + pick.below("bitmap*", digits.count[digit])
-        named = (pick.below("named*", 16) >= np.where(two, 2, 5)[:, None]) | four
+        named = (pick.below("named*", 16) >= np.where(two, 2, 8)[:, None]) | four
         motion, adverb, start, legs = draw_motion(pick, attempt, kind[:, None], size[:, None],
                                                   self.captions)
         motion[~two, 1], adverb[~two, 1] = -1, 0

@@ -173,7 +173,7 @@ class Block(nn.Module):
 class UNetConfig:
     latent_channels: int = 4
     widths: tuple = (96, 192)   # channels at 8x8 and 4x4
-    head_dim: int = 32
+    head_dim: int = 48          # few heads: short sequences waste less of a GPU
     emb_width: int = 176        # of the noise level, stride and caption embedding
     context_width: int = 96     # of the text encoder's vectors
 

@@ -40,7 +40,7 @@ def test_kinds_and_unnamed_digits_come_as_often_as_is_said():
     assert abs(shares - np.array(data.OFTEN) / 32).max() < .02
     two = some.kind == data.KINDS.index("two moving")
     assert abs(some.named[two].mean() - 7 / 8) < .02
-    assert abs(some.named[some.digit[:, 1] < 0, 0].mean() - 11 / 16) < .02
+    assert abs(some.named[some.digit[:, 1] < 0, 0].mean() - 1 / 2) < .02
 
 def test_a_clip_depends_on_seed_and_index_only():
     whole, part = FULL(12), FULL(5, start=7)

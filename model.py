@@ -15,7 +15,7 @@ from torch import nn
 
 from diffusion import Diffusion
 from support.console import UserError
-from support.run import read_file
+from support.run import no_larger_than, read_file
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import UNet3D, UNetConfig
 from vae import VAE, VAEConfig
@@ -63,19 +63,15 @@ def restore(saved, key, path):
     try:
         config, weights = saved["config"], saved[key]
         check_sizes(config)
-        with torch.device("meta"):  # tensors with shapes but no numbers: size costs nothing
-            shadow = TextToVideo(config)
-            shapes = {name: value.shape for name, value in shadow.state_dict().items()}
-            z = torch.zeros(1, *shadow.window)[:, :, :1]  # a still, to see that the parts fit
-            tokens = shadow.tokenizer(config["vocabulary"][-1:])
-            x = shadow.vae.decode(shadow.unet(z, torch.zeros(1), *shadow.text_encoder(tokens)))
-        if shapes != {name: value.shape for name, value in weights.items()} or any(
-                value.untyped_storage().nbytes() < value.nbytes for value in weights.values()):
-            raise ValueError("its weights have other names, shapes or sizes than its config says")
+        with no_larger_than(weights.values()):
+            model = TextToVideo(config)
+        model.load_state_dict(weights)
+        with torch.no_grad():  # one still, to see that the parts fit
+            told = model.text_encoder(model.tokenizer(config["vocabulary"][-1:])[:, :1])
+            z = model.unet(torch.zeros(1, *model.window)[:, :, :1], torch.zeros(1), *told)
+            x = model.vae.decode(z)
         if x.shape not in {(1, c, 1, config["size"], config["size"]) for c in (1, 3)}:
             raise ValueError(f"it makes frames of shape {tuple(x.shape)}")
-        model = TextToVideo(config)
-        model.load_state_dict(weights)
     except Exception as error:  # a config may hold anything
         raise UserError(f"{path} is a checkpoint of another architecture, or holds none "
                         f"({type(error).__name__}): train one with this version's train.py"

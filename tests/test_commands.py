@@ -6,6 +6,7 @@ import random
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import zipfile
 
@@ -225,7 +226,8 @@ DAMAGES = [damage(path_of(key), value) for key, value in (
     ("config vae widths", [8] * 10_000), ("config vae blocks", 10**9), ("config text heads", -1),
     ("config text layers", 10**6), ("config text length", 10**9), ("config vocabulary", None),
     ("config vocabulary", []), ("config size", "64"), ("config size", 2**20),
-    ("config predict", "noise"), ("ema", []), ("ema", {"a": 1}),
+    ("config unet emb_width", 65_536), ("config predict", "noise"), ("ema", []), ("ema", {"a": 1}),
+    ("ema more", torch.ones(1).expand(2**40)),
     ("ema vae.latent_std", torch.ones(1).expand(4)), ("bytes", bytearray(1000)),
     ("ema vae.latent_std", torch.full((4,), torch.nan)))]
 DAMAGED_RUNS = [damage(path_of(key), value) for key, value in (
@@ -403,6 +405,13 @@ def test_readme_names_every_flag_and_its_commands_parse(capsys, tmp_path, monkey
             train.parse(shlex.split(arguments))
         elif script == "sample":
             sample.parse([*shlex.split(arguments), "--out", "a.gif"])
+
+
+def test_a_clip_is_made_without_loading_a_compiler():
+    """Importing torch's takes a second of three, and many an operation imports it unasked."""
+    code = ("import sys, sample; sample.generate(sample.load(device='cpu'), ['a 3'], steps=2); "
+            "sys.exit('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_shipped_weights_load_and_obey():

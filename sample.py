@@ -16,11 +16,12 @@ import argparse
 import sys
 import time
 import warnings
+from functools import partial
 
 import torch
 from einops import rearrange, repeat
 
-from diffusion import guide
+from diffusion import Diffusion, every, guide
 from model import SHIPPED, WINDOW, amp, load, seeded
 from support.console import (DEVICE, SEED, UserError, add_flags, exit_status, number, one_of,
                              printable)
@@ -30,7 +31,10 @@ from unet3d import STRIDES
 
 CARRIED = 4                                     # known frames that a continuation begins with
 SECONDS, TICKS = 3.2, 20                        # one action; ticks a second
-STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}   # for key frames; a fill takes a tenth
+SAMPLERS = {"dpm": Diffusion.dpm, "sde": partial(Diffusion.dpm, eta=1.0), "ddim": Diffusion.ddim,
+            "ddpm": Diffusion.ddpm}
+STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}   # for key frames
+FILL_STEPS = 2         # for a fill, whatever the sampler: two were measured better than ten
 GUIDANCE = 3.0
 GUIDED_BELOW = 0.34    # alpha_bar: guidance works where less of the signal is left (t >= 600)
 WINDOWS_AT_ONCE = 128  # sampled as one batch, to bound memory
@@ -49,25 +53,27 @@ class Noise:
         return torch.cat(draws).to(x.device)
 
 
-def denoiser(model, tokens, scale, **shown):
+def denoiser(model, tokens, scale, stride=4, known=None, known_mask=None):
     """The network as a function (x, t) -> guided prediction, which is all that samplers see.
 
-    tokens (b n); shown: stride, known and known_mask, as `UNet3D.forward` takes them. Ho & Salimans
-    guide at every level; we only at high noise, where the content is decided (an interval, as in
-    Kynkäänniemi et al. 2024, 2404.07724). That saves passes; clips were measured to be no better.
+    tokens (b n); stride, known and known_mask as `UNet3D.forward` takes them. Ho & Salimans guide
+    at every level; we only at high noise, where the content is decided (an interval, as in
+    Kynkäänniemi et al. 2024, 2404.07724). That saves work; clips were measured to be no better.
+    The two predictions are halves of one batch: without the captions, then with them.
     """
     with amp(tokens.device):
-        captioned = model.text_encoder(tokens)                              # context, context_mask
-        silent = model.text_encoder(torch.zeros_like(tokens))               # the null prompt
+        context, mask = model.text_encoder(torch.cat([torch.zeros_like(tokens), tokens]))
+    shown = [every(tokens, stride)] + ([] if known is None else [known, known_mask])
+    rows = [context, mask, *(torch.cat([each, each]) for each in shown)]             # (2b ...)
+    network, b = model.unet, len(tokens)
 
     def predict(x, t):
         with amp(x.device):
-            if scale == 0:
-                return model.unet(x, t, *silent, **shown)
-            conditional = model.unet(x, t, *captioned, **shown)
-            if scale == 1 or model.diffusion.alpha_bar[t[0]] > GUIDED_BELOW:
-                return conditional
-            return guide(model.unet(x, t, *silent, **shown), conditional, scale)
+            if scale in (0, 1) or model.diffusion.alpha_bar[t[0]] > GUIDED_BELOW:
+                half = slice(0, b) if scale == 0 else slice(b, 2 * b)
+                return network(x, t, *(row[half] for row in rows))
+            both = network(torch.cat([x, x]), torch.cat([t, t]), *rows)
+            return guide(*both.chunk(2), scale)
 
     return predict
 
@@ -88,18 +94,11 @@ def sample(model, tokens, noise, sampler, steps, scale, stride, known=None, know
     known (b c f h w), known_mask (b f): frames that are given; they come back as they were.
     """
     x_T = noise(torch.empty(len(tokens), *model.window, device=tokens.device))
-    network = denoiser(model, tokens, scale, stride=stride, known=known, known_mask=known_mask)
+    network = denoiser(model, tokens, scale, stride, known, known_mask)
     if known is not None:
         mask = rearrange(known_mask, "b f -> b 1 f 1 1")
         network = replacement(model.diffusion, network, known, mask, x_T)
-    if sampler == "sde":
-        x0 = model.diffusion.dpm(network, x_T, steps, 1.0, noise)
-    elif sampler == "ddpm":
-        x0 = model.diffusion.ddpm(network, x_T, steps, noise)
-    elif sampler == "ddim":
-        x0 = model.diffusion.ddim(network, x_T, steps)
-    else:
-        x0 = model.diffusion.dpm(network, x_T, steps)
+    x0 = SAMPLERS[sampler](model.diffusion, network, x_T, steps, noise=noise)
     return x0 if known is None else torch.where(mask, known, x0)
 
 
@@ -112,7 +111,7 @@ def begin_with(z, step=1):
     return known, known_mask
 
 
-def fill(model, z, told, noise, sampler, steps, scale, stride):
+def fill(model, z, told, noise, sampler, scale, stride):
     """Frames z (b c f h w) -> (b c 2f-1 h w): windows of 9 neighbours get 8 new frames between.
 
     told (b f n): tokens of each frame's caption; a window hears that of its middle frame.
@@ -122,7 +121,7 @@ def fill(model, z, told, noise, sampler, steps, scale, stride):
     windows = torch.stack([z[:, :, i:i + ends] for i in starts], dim=1)              # b k c 9 h w
     known, known_mask = begin_with(rearrange(windows, "b k c e h w -> (b k) c e h w"), step=2)
     tokens = rearrange(told[:, [i + ends // 2 for i in starts]], "b k n -> (b k) n")
-    new = sample(model, tokens, noise, sampler, steps, scale, stride, known, known_mask)
+    new = sample(model, tokens, noise, sampler, FILL_STEPS, scale, stride, known, known_mask)
     out = z.new_zeros(*z.shape[:2], 2 * f - 1, *z.shape[3:])
     for i, window in zip(starts, rearrange(new, "(b k) c f h w -> k b c f h w", b=b)):
         out[:, :, 2 * i:2 * i + WINDOW] = window
@@ -135,8 +134,8 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     """One clip a prompt: x (b c f h w) in [-1, 1] on the model's device.
 
     num_frames: 16, 32 or 64 frames of one action of 3.2 s. steps: for the key frames; a fill takes
-    a tenth. sampler: dpm (default), sde, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is
-    plain conditional; fills need no more. Clip i's noise depends on (seed, i) alone.
+    2. sampler: dpm (default), sde, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain
+    conditional; fills need no more. Clip i's noise depends on (seed, i) alone.
     stride: 2 or 1 makes one window of 16 frames at 10 or 20 a second, a part of the action.
     first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart; with 17 of
     them there is only to fill. then: lists of prompts (b each), one for every continuation by 13
@@ -163,7 +162,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
         finer, frames = stride, 16
         while frames < num_frames:                               # 17 -> 33 -> 65
             finer, frames = finer // 2, 2 * frames
-            z = fill(model, z, told, noise, sampler, max(1, steps // 10), min(scale, 1), finer)
+            z = fill(model, z, told, noise, sampler, min(scale, 1), finer)
             told = repeat(told, "b f n -> b (f 2) n")[:, :-1]
         with amp(model.device):
             clips.append(model.vae.decode(z[:, :, :-1]).float().clamp(-1, 1))
@@ -189,8 +188,8 @@ FLAGS = (
     ("--out", str, "sample.gif", "a .gif or .mp4 file, or .png for a strip of frames"),
     ("--frames", int, None, "16, 32 or 64 of the 3.2-second action; else 32, or 16 with --stride"),
     ("--fps", number(float, 0.1, 100), None, "frames a second of the file; else real time"),
-    ("--steps", number(int, 1, 1000), None, "denoising steps for key frames, a tenth for fills; "
-     "else 20 (dpm, sde), 50 (ddim), 250 (ddpm)"),
+    ("--steps", number(int, 1, 1000), None, "denoising steps for key frames, else 20 (dpm, sde), "
+     f"50 (ddim), 250 (ddpm); a fill takes {FILL_STEPS}"),
     ("--sampler", one_of(*STEPS), "dpm", "how to get from noise to a clip"),
     ("--guidance", number(float, 0, 100), GUIDANCE, "0 ignores the prompt, 1 is plain conditional"),
     ("--num", number(int, 1, 1000), 1, "clips of each prompt, shown as one grid"),

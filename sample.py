@@ -25,6 +25,7 @@ from diffusion import Diffusion, every, guide
 from model import SHIPPED, WINDOW, amp, load, seeded
 from support.console import (DEVICE, SEED, UserError, add_flags, exit_status, number, one_of,
                              printable)
+from support.replay import Replayed
 from support.video import check_clip_path, read_picture, write_clip
 from text_encoder import words_of
 from unet3d import STRIDES
@@ -65,7 +66,7 @@ def denoiser(model, tokens, scale, stride=4, known=None, known_mask=None):
         context, mask = model.text_encoder(torch.cat([torch.zeros_like(tokens), tokens]))
     shown = [every(tokens, stride)] + ([] if known is None else [known, known_mask])
     rows = [context, mask, *(torch.cat([each, each]) for each in shown)]             # (2b ...)
-    network, b = model.unet, len(tokens)
+    network, b = Replayed(model.unet), len(tokens)
 
     def predict(x, t):
         with amp(x.device):

@@ -6,8 +6,7 @@ As in CogVideo (Hong et al. 2022, arXiv:2205.15868, section 3.1) the 17 key fram
 stride 4. Then windows at half the stride take 9 neighbours as their even frames and fill the 8
 between: 17 -> 33 -> 65 frames, of which the last is dropped. Windows share their end frames, so
 nothing can jump where they meet. Weights of train.py also animate a picture (their first frame is
-known), go on from a clip's last four frames, and show a part of the action at a finer stride.
-From Python:
+known), go on from a clip's last four, and show a part of it at a finer stride. From Python:
     model = load()                                     the shipped weights
     x = generate(model, ["a 3 moving left"])           x (b c f h w) in [-1, 1]
 """
@@ -15,13 +14,12 @@ From Python:
 import argparse
 import sys
 import time
-import warnings
 from functools import partial
 
 import torch
 from einops import rearrange, repeat
 
-from diffusion import Diffusion, every, guide
+from diffusion import Diffusion, Noise, every, guide, replacement
 from model import SHIPPED, WINDOW, amp, load, seeded
 from support.console import (DEVICE, SEED, UserError, add_flags, exit_status, number, one_of,
                              printable)
@@ -31,7 +29,7 @@ from text_encoder import words_of
 from unet3d import STRIDES
 
 CARRIED = 4                                     # known frames that a continuation begins with
-SECONDS, TICKS = 3.2, 20                        # one action; ticks a second
+TICKS = 20                                      # a second; one action has 64
 SAMPLERS = {"dpm": Diffusion.dpm, "sde": partial(Diffusion.dpm, eta=1.0), "ddim": Diffusion.ddim,
             "ddpm": Diffusion.ddpm}
 STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}   # for key frames
@@ -41,26 +39,13 @@ GUIDED_BELOW = 0.34    # alpha_bar: guidance works where less of the signal is l
 WINDOWS_AT_ONCE = 128  # sampled as one batch, to bound memory
 
 
-class Noise:
-    """Gaussian noise like x (b*k c f h w), k windows for each of b clips. Each clip draws from a
-    stream of its own, a function of (seed, its number), so it does not depend on its batch."""
-
-    def __init__(self, seed, clips):
-        self.streams = [seeded(seed, i) for i in clips]
-
-    def __call__(self, x):
-        k = len(x) // len(self.streams)
-        draws = [torch.randn(k, *x.shape[1:], generator=stream) for stream in self.streams]
-        return torch.cat(draws).to(x.device)
-
-
 def denoiser(model, tokens, scale, stride=4, known=None, known_mask=None):
     """The network as a function (x, t) -> guided prediction, which is all that samplers see.
 
-    tokens (b n); stride, known and known_mask as `UNet3D.forward` takes them. Ho & Salimans guide
-    at every level; we only at high noise, where the content is decided (an interval, as in
-    Kynkäänniemi et al. 2024, 2404.07724). That saves work; clips were measured to be no better.
-    The two predictions are halves of one batch: without the captions, then with them.
+    tokens (b n); stride, known and known_mask as `UNet3D.forward` takes them. The predictions
+    without and with the captions are halves of one batch. Ho & Salimans guide at every level; we
+    only at high noise, where the content is decided (Kynkäänniemi et al. 2024, 2404.07724): that
+    saves work, and clips were measured to be no better.
     """
     with amp(tokens.device):
         context, mask = model.text_encoder(torch.cat([torch.zeros_like(tokens), tokens]))
@@ -75,16 +60,6 @@ def denoiser(model, tokens, scale, stride=4, known=None, known_mask=None):
                 return network(x, t, *(row[half] for row in rows))
             both = network(torch.cat([x, x]), torch.cat([t, t]), *rows)
             return guide(*both.chunk(2), scale)
-
-    return predict
-
-
-def replacement(diffusion, network, known, mask, eps):
-    """The network with what is known of x (mask True) replaced by noised truth at every level (Song
-    et al. 2021, score SDE, 2011.13456, appendix I.2), as in training. important: no loss ever asked
-    what it says of known frames; left to it, they drift and lead the rest astray."""
-    def predict(x, t):
-        return network(torch.where(mask, diffusion.q_sample(known, t, eps), x), t)
 
     return predict
 
@@ -104,8 +79,7 @@ def sample(model, tokens, noise, sampler, steps, scale, stride, known=None, know
 
 
 def begin_with(z, step=1):
-    """Windows that begin with frames z (b c k h w), one every `step`: known (b c f h w) and
-    known_mask (b f)."""
+    """Windows that begin with frames z (b c k h w), one every `step`: known and known_mask."""
     b, c, k, h, w = z.shape
     known, known_mask = z.new_zeros(b, c, WINDOW, h, w), z.new_zeros(b, WINDOW, dtype=torch.bool)
     known[:, :, :k * step:step], known_mask[:, :k * step:step] = z, True
@@ -150,9 +124,9 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     clips = []
     for i in range(0, len(prompts), chunk):
         tokens, *later = (line[i:i + chunk] for line in lines)
-        noise, known = Noise(seed, range(i, i + len(tokens))), ()
-        if first is not None:
-            known = begin_with(model.vae.encode(first[i:i + chunk].to(model.device)))
+        noise = Noise(seeded(seed, i + k) for k in range(len(tokens)))
+        known = () if first is None else begin_with(
+            model.vae.encode(first[i:i + chunk].to(model.device)))
         z = sample(model, tokens, noise, sampler, steps, scale, stride, *known)
         told = repeat(tokens, "b n -> b f n", f=WINDOW)          # each frame's caption
         for tokens in later:                                     # go on from the last four frames
@@ -160,9 +134,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
                          *begin_with(z[:, :, -CARRIED:]))
             z = torch.cat([z, new[:, :, CARRIED:]], dim=2)
             told = torch.cat([told, repeat(tokens, "b n -> b f n", f=WINDOW - CARRIED)], dim=1)
-        finer, frames = stride, 16
-        while frames < num_frames:                               # 17 -> 33 -> 65
-            finer, frames = finer // 2, 2 * frames
+        for finer in {16: (), 32: (2,), 64: (2, 1)}[num_frames]:  # strides of 17 -> 33 -> 65 frames
             z = fill(model, z, told, noise, sampler, min(scale, 1), finer)
             told = repeat(told, "b f n -> b (f 2) n")[:, :-1]
         with amp(model.device):
@@ -219,31 +191,10 @@ def parse(argv):
     if args.frames is None:
         args.frames = 32 if args.stride == 4 else 16
     known = args.image is not None or args.extend > 0 or args.chain
+    args.special = known or args.stride < 4  # what only training's other windows teach
     check_plan(args.frames, args.stride, known, args.sampler)
     check_clip_path(args.out)
-    args.special = known or args.stride < 4  # what only training's other windows teach
     return args
-
-
-def make_clips(args, model):
-    """What the command asks for: clips x (b c f h w)."""
-    each, first = args.num * args.best_of, None
-    if args.chain:
-        prompts, *then = ([prompt] * each for prompt in args.prompts)
-    else:
-        prompts = [prompt for prompt in args.prompts for _ in range(each)]
-        then = [prompts] * args.extend
-    if args.image is not None:
-        first, note = read_picture(args.image, model.config["size"], model.vae.config.channels)
-        print(printable(f"note: {note}"), file=sys.stderr)
-        first = repeat(first, "c 1 h w -> b c 1 h w", b=len(prompts))
-    x = generate(model, prompts, num_frames=args.frames, steps=args.steps, sampler=args.sampler,
-                 guidance_scale=args.guidance, seed=args.seed, stride=args.stride, first=first,
-                 then=then)
-    if args.best_of > 1:
-        from experiments.best_of import keep_best
-        x = keep_best(model, prompts, x, args.best_of, args.stride)
-    return x
 
 
 def work(args):
@@ -257,11 +208,24 @@ def work(args):
     if args.upscale == 2:
         from upscale import load_upscaler, upscale
         upscaler = load_upscaler(args.checkpoint, model)  # before the long work: is there one?
-    x = make_clips(args, model)
+    first, each = None, args.num * args.best_of
+    prompts, *then = ([prompt] * each for prompt in args.prompts)
+    if not args.chain:  # one after the other, or side by side
+        prompts = sum(then, prompts)
+        then = [prompts] * args.extend
+    if args.image is not None:
+        first, note = read_picture(args.image, model.config["size"], model.vae.config.channels)
+        print(printable(f"note: {note}"), file=sys.stderr)
+        first = repeat(first, "c 1 h w -> b c 1 h w", b=len(prompts))
+    x = generate(model, prompts, num_frames=args.frames, steps=args.steps, sampler=args.sampler,
+                 guidance_scale=args.guidance, seed=args.seed, stride=args.stride, first=first,
+                 then=then)
+    if args.best_of > 1:
+        from experiments.best_of import keep_best
+        x = keep_best(model, prompts, x, args.best_of, args.stride)
     if args.upscale == 2:
         x = upscale(upscaler, x, seed=args.seed)
-    fps = args.fps or (args.frames / SECONDS if args.stride == 4 else TICKS / args.stride)
-    write_clip(x, args.out, fps=fps)
+    write_clip(x, args.out, fps=args.fps or TICKS / args.stride * args.frames / 16)
     print(printable(f"{args.out}: {len(x)} clip{'' if len(x) == 1 else 's'} of {x.shape[2]} frames "
                     f"from {args.checkpoint or SHIPPED}, seed {args.seed}, "
                     f"{time.perf_counter() - begun:.1f} s on {model.device}"))
@@ -269,9 +233,7 @@ def work(args):
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest: print(f"note: {message}", file=sys.stderr)
-        return exit_status(lambda: work(parse(argv)))
+    return exit_status(lambda: work(parse(argv)))
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_fills_keep_known_frames_whatever_their_number(model):
     z = torch.randn(2, 4, 33, 8, 8)
     told = model.tokenizer([P, P])[:, None]                                          # b 1 n
     for n in (17, 33, 30):  # 30 = 17 + 13 key frames: an extended clip
-        noise = sample.Noise(0, range(2))
+        noise = sample.Noise(map(torch.Generator().manual_seed, range(2)))
         longer = sample.fill(model, z[:, :, :n], told.expand(-1, n, -1), noise, "dpm", 1., 2)
         assert longer.shape[2] == 2 * n - 1 and torch.equal(longer[:, :, ::2], z[:, :, :n])
         assert longer[:, :, 1::2].abs().amin((1, 3, 4)).max() > 0

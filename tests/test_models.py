@@ -92,7 +92,7 @@ def test_wrong_latents_are_refused_with_a_sentence():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's")
 def test_a_replayed_pass_is_the_pass_also_after_weights_changed():
-    """In place as in training, or cast to other memory; with other inputs, rows and known frames."""
+    """In place as in training, or cast to other memory; with other inputs, rows, known frames."""
     net, (z, rest, known) = unet().cuda(), inputs()
     values = [value.cuda() for value in (z, *rest, torch.tensor([4, 2]), *known)]
     for change in (lambda: None, lambda: stir(net.parameters()), net.bfloat16):

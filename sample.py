@@ -28,15 +28,14 @@ from support.video import check_clip_path, read_picture, write_clip
 from text_encoder import words_of
 from unet3d import STRIDES
 
-CARRIED = 4                                     # known frames that a continuation begins with
-TICKS = 20                                      # a second; one action has 64
+CARRIED, TICKS = 4, 20  # known frames that a continuation begins with; ticks a second
 SAMPLERS = {"dpm": Diffusion.dpm, "sde": partial(Diffusion.dpm, eta=1.0), "ddim": Diffusion.ddim,
             "ddpm": Diffusion.ddpm}
-STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}   # for key frames
-FILL_STEPS = 2         # for a fill, whatever the sampler: two were measured better than ten
-GUIDANCE = 3.0
-GUIDED_BELOW = 0.34    # alpha_bar: guidance works where less of the signal is left (t >= 600)
-WINDOWS_AT_ONCE = 128  # sampled as one batch, to bound memory
+STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}  # for key frames
+FILL_STEPS = 2          # for a fill, whatever the sampler: two were measured better than ten
+SAMPLER, GUIDANCE = "dpm", 3.0
+GUIDED_BELOW = 0.34     # alpha_bar: guidance works where less of the signal is left (t >= 600)
+WINDOWS_AT_ONCE = 128   # sampled as one batch, to bound memory
 
 
 def denoiser(model, tokens, scale, stride=4, known=None, known_mask=None):
@@ -116,7 +115,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     them there is only to fill. then: lists of prompts (b each), one for every continuation by 13
     key frames. Raises `UserError` for what does not go together.
     """
-    sampler, scale = sampler or "dpm", GUIDANCE if guidance_scale is None else guidance_scale
+    sampler, scale = sampler or SAMPLER, GUIDANCE if guidance_scale is None else guidance_scale
     check_plan(num_frames, stride, first is not None or len(then) > 0, sampler)
     prompts, steps = [prompts] if isinstance(prompts, str) else prompts, steps or STEPS[sampler]
     lines = [model.tokenizer(line).to(model.device) for line in (prompts, *then)]      # s of (b n)
@@ -163,7 +162,7 @@ FLAGS = (
     ("--fps", number(float, 0.1, 100), None, "frames a second of the file; else real time"),
     ("--steps", number(int, 1, 1000), None, "denoising steps for key frames, else 20 (dpm, sde), "
      f"50 (ddim), 250 (ddpm); a fill takes {FILL_STEPS}"),
-    ("--sampler", one_of(*STEPS), "dpm", "how to get from noise to a clip"),
+    ("--sampler", one_of(*STEPS), SAMPLER, "how to get from noise to a clip"),
     ("--guidance", number(float, 0, 100), GUIDANCE, "0 ignores the prompt, 1 is plain conditional"),
     ("--num", number(int, 1, 1000), 1, "clips of each prompt, shown as one grid"),
     ("--stride", int, 4, "ticks of 1/20 s between frames; 2 or 1 shows 16 frames of a part"),

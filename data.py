@@ -21,7 +21,7 @@ from itertools import permutations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce, repeat
 
 from support.choices import Chooser
 from support.console import (DATA_ROOT, DIGITS, SEED, UserError, add_flags, exit_status, number,
@@ -59,6 +59,10 @@ FIRST_TURN, FIRST_BOUNCE, STILL = 8, 20, 22  # in NAMES; the 4 directions and 4 
 # What a clip shows. The first four kinds are one digit with that motion, told by the caption.
 KINDS = ("straight", "turn", "bounce", "still", "subject only", "two digits", "two moving")
 SUBJECT_ONLY, TWO_DIGITS = 4, 5              # tell no motion
+# Of 32 clips so many show each kind: what is hard to learn comes more often. For the same reason
+# one digit of three is not named (a caption's number tells each frame which digit it is; without
+# it the frames must agree), but only one of eight where two move.
+OFTEN = (8, 4, 4, 1, 1, 1, 13)
 # --captions: "full", the whole grammar, or "four", only "a 3 moving left" and four directions
 FULL = " ".join((*NUMBERS, *"0123456789", *SUBJECTS, *VERBS, *ADVERBS, *NAMES, "two digits"))
 VOCABULARY = {"full": sorted({*FULL.split()}),
@@ -170,17 +174,15 @@ class Scenes:
     def render(self, ticks, device="cpu", scale=1):
         """Clips (n c=1 f h w) in [-1, 1] at `ticks` (f,) or (n f), composed on `device`. scale = 2:
         twice the pixels and sharp edges, from which super-resolution learns."""
-        corner = scale * torch.from_numpy(self.positions(ticks)).float().to(device)  # n 2 f yx
-        size = scale * torch.from_numpy(self.size).to(device)
-        shape = len(corner), corner.shape[2], scale * SIZE, scale * SIZE
-        x = torch.zeros(shape, device=device)                                        # n f h w
-        for slot in (0, 1):
-            there = np.flatnonzero(self.digit[:, slot] >= 0)
-            bitmaps = self.digits.images[self.bitmap[there, slot]].to(device).float() / 255
-            bitmaps = sharpen(bitmaps, scale) if scale > 1 else bitmaps
-            drawn = compose(bitmaps, corner[there, slot], size[there], scale * SIZE)
-            x[there] = torch.maximum(x[there], drawn)  # where digits overlap, the brighter is seen
-        return rearrange(x.clamp(max=1), "n f h w -> n 1 f h w") * 2 - 1
+        return paint(self.outline(ticks), device, scale)
+
+    def outline(self, ticks):
+        """The few numbers that `paint` needs for clips (n c=1 f h w) at `ticks` (f,) or (n f)."""
+        slots = 2 if (self.digit[:, 1] >= 0).any() else 1
+        bitmaps = self.digits.images[self.bitmap[:, :slots]]                         # n slot 28 28
+        bitmaps[torch.from_numpy(self.digit[:, :slots] < 0)] = 0                # dark, if not there
+        corner = torch.from_numpy(self.positions(ticks)[:, :slots]).float()        # n slot f yx
+        return bitmaps, corner, torch.from_numpy(self.size)
 
 # ---- captions ------------------------------------------------------------------------------------
 def describe(digit, named, style, motion, verb, adverb, adverb_first):
@@ -209,6 +211,18 @@ def write_captions(scenes, pick, captions):
     return texts, subjects
 
 # ---- pixels --------------------------------------------------------------------------------------
+def paint(outline, device="cpu", scale=1):
+    """What an outline stands for: clips (n c=1 f h w) in [-1, 1], composed on `device`."""
+    bitmaps, corner, size = (part.to(device, non_blocking=True) for part in outline)
+    n, slots = corner.shape[:2]
+    bitmaps = rearrange(bitmaps, "n slot i j -> (n slot) i j").float() / 255
+    bitmaps = sharpen(bitmaps, scale) if scale > 1 else bitmaps
+    corner = rearrange(scale * corner, "n slot f yx -> (n slot) f yx")
+    x = compose(bitmaps, corner, repeat(scale * size, "n -> (n slot)", slot=slots), scale * SIZE)
+    # where digits overlap, the brighter is seen
+    return reduce(x, "(n slot) f h w -> n 1 f h w", "max", n=n).clamp(max=1) * 2 - 1
+
+
 def compose(bitmaps, corner, size, side=SIZE):
     """Frames (n f side side) in [0, 1] of bitmaps (n s s) in [0, 1], shrunk to boxes of `size` (n,)
     pixels whose corners (n f yx) may lie between pixels. Bilinear interpolation treats rows and
@@ -236,27 +250,28 @@ class MovingMNIST:
     channels = 1
     length = 20  # tokens that a caption may have; the longest has 17
     fingerprint, notes = "moving_mnist_captions", ()
+    paint = staticmethod(paint)
 
     def __init__(self, captions="full", split="train", digits=None):
         self.captions, self.split, self.words = captions, split, VOCABULARY[captions]
         self.digits = digits or load_digits(split)
 
     def __call__(self, n, *, seed=0, start=0):
-        """Clips start ... start + n - 1; the even ones show one digit in straight motion."""
+        """`Scenes` of clips start ... start + n - 1."""
         return self.draw(np.arange(start, start + n), seed)
 
     def draw(self, index, seed, attempt=0):
         """`Scenes` of the clips `index` (n,)."""
         pick, digits, four = Chooser(seed, self.split, index), self.digits, self.captions == "four"
-        kind = pick.weighted("kind", (0, 3, 2, 1, 2, 1, 7))      # of 16 odd clips, as in KINDS
-        kind[(index % 2 == 0) | four] = 0
+        kind = pick.weighted("kind", OFTEN)
+        kind[four] = 0
         two = kind >= TWO_DIGITS
         size = np.where(two, 20, 28)
         first = pick.below("digit0", 10)
         second = (first + 1 + pick.below("digit1", 9)) % 10      # never the first again
         digit = np.stack([first, np.where(two, second, -1)], -1)                     # n 2
         bitmap = digits.first[digit] + pick.below("bitmap*", digits.count[digit])
-        named = (pick.below("named*", 8) > 0) | four
+        named = (pick.below("named*", 16) >= np.where(two, 2, 5)[:, None]) | four
         motion, adverb, start, legs = draw_motion(pick, attempt, kind[:, None], size[:, None],
                                                   self.captions)
         motion[~two, 1], adverb[~two, 1] = -1, 0
@@ -271,9 +286,27 @@ class MovingMNIST:
         return made
 
 
-def make_scenes(n, *, seed=0, start=0, split="train", captions="full", digits=None):
-    """`Scenes` of clips start ... start + n - 1 of a `MovingMNIST` with these options."""
-    return MovingMNIST(captions, split, digits)(n, seed=seed, start=start)
+def make_scenes(n, *, seed=0, start=0, split="train", captions="full", digits=None, each=()):
+    """`Scenes` of clips start ... start + n - 1 of a `MovingMNIST` with these options. With `each`,
+    some of KINDS, the first n clips from `start` on of each of them, kind by kind."""
+    source = MovingMNIST(captions, split, digits)
+    if not each:
+        return source(n, seed=seed, start=start)
+    many = source(64 * (n + 4), seed=seed, start=start)  # the rarest kind is one clip in 32
+    return choose(many, np.concatenate([np.flatnonzero(many.kind == KINDS.index(kind))[:n]
+                                        for kind in each]))
+
+
+def choose(rows, index):
+    """The rows at `index` (numbers, or a mask of booleans) of a dataclass that holds lists and
+    arrays with a row for each clip, such as `Scenes`; what else it holds stays."""
+    chosen = {}
+    for name, value in vars(rows).items():
+        if isinstance(value, list):
+            chosen[name] = np.array(value)[index].tolist()
+        elif isinstance(value, np.ndarray):
+            chosen[name] = value[index]
+    return replace(rows, **chosen)
 
 
 def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device="cpu",

@@ -4,10 +4,10 @@
     scores = score(readings, scenes)              does each clip obey its caption? booleans (b,)
 
 A frame is cut where an empty row or column parts its ink; the parts are linked into tracks; a track
-takes the name of the grammar's curve that lies closest; `DigitNet`, a small CNN, names its digit.
+takes the name of the grammar's curve that lies closest; a small CNN names its digit.
 The judge never sees the truth. On real clips it must find it (the table's first rows); on samples
 held against another clip's caption it must not (the last rows).
-`python metrics.py` prints the table of the shipped weights: 512 clips, some minutes on a CPU.
+`python metrics.py` prints the shipped weights' table and a diagnosis: 512 clips, minutes on a CPU.
 `python -m experiments.audit` tests the judge, `... experiments.train_digitnet` trains its CNN.
 """
 
@@ -15,23 +15,21 @@ import argparse
 import sys
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from torch import nn
 
 import data
-from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF
-from model import load, pick_device
-from sample import generate
+from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF, choose
+from model import load
+from sample import STEPS, generate
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number, one_of)
-from support.run import read_file
+from support.digitnet import crop, load_classifier
+from vae import psnr
 
-CLASSIFIER = Path(__file__).parent / "checkpoints" / "classifier.pt"
 BOX = {1: 28, 2: 20}  # pixels: the side of a digit's box in clips of one and of two
 INK = .25        # brightness in [0, 1] from which a pixel is ink: over noise, under thin strokes
 SPECK = .06      # a part with less of its frame's ink is no digit; real ones have over .1
@@ -39,46 +37,8 @@ ONE_SIDE = 23    # pixels: a 28-pixel digit's ink is at most 20 long, 2 more whe
 TWO_SIDE = 18    # pixels: a 20-pixel digit's is at most 15 long
 LEAST = 7        # pixels: what is shorter is no digit
 UNCLEAR = 3.     # pixels rms: a track farther from every curve of the grammar has no motion
+APART = 4, 16, 32, 60  # ticks between two frames of which one asks whether they agree
 SLOW, QUICK = 16, 22  # pixels of travel; the grammar draws 8-13 and 26-36, drift is forgiven
-
-# ---- the digit classifier ------------------------------------------------------------------------
-
-class DigitNet(nn.Module):
-    """Crops (n 1 28 28) in [0, 1] -> logits (n 10); `body` stops at features (n 32)."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(),  # n 32 14 14
-            nn.Conv2d(32, 48, 3, stride=2, padding=1), nn.BatchNorm2d(48), nn.ReLU(),  # n 48 7 7
-            nn.Flatten(), nn.Linear(48 * 7 * 7, 32), nn.ReLU())
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, crops):
-        return self.head(self.body(crops))
-
-
-def load_classifier(path=CLASSIFIER, device="cpu"):
-    """The trained `DigitNet`, ready to read."""
-    try:
-        net = DigitNet()  # in single precision; the file's half is copied into it
-        net.load_state_dict(read_file(path)["model"])
-    except Exception as error:  # a file may hold anything
-        raise UserError(f"{path} is missing or damaged ({type(error).__name__}): make it with "
-                        "`python -m experiments.train_digitnet`") from None
-    return net.to(device).eval()
-
-
-def crop(ink, centre, size, warp=torch.eye(2)):
-    """Windows of size (n,) pixels around centre (n yx) of ink (n h w), scaled to (n 1 28 28); warp
-    (n 2 2), used in training, turns and stretches them a little."""
-    zoom = warp.to(ink) * rearrange(size, "n -> n 1 1") / SIZE
-    place = centre.flip(-1) * 2 / SIZE - 1  # torch wants x before y, and the frame as -1 ... 1
-    window = torch.cat([zoom, rearrange(place, "n xy -> n xy 1")], -1)
-    grid = F.affine_grid(window, (len(ink), 1, 28, 28), align_corners=False)
-    return F.grid_sample(rearrange(ink, "n h w -> n 1 h w"), grid, align_corners=False)
-
 
 # ---- frames: where is ink, and does an empty row or column cut it in two? ------------------------
 
@@ -213,6 +173,7 @@ class Readings:
     motion: np.ndarray  # (n 2)       an index into NAMES, -1 for none
     travel: np.ndarray  # (n 2)       pixels, see `name_motion`
     steady: np.ndarray  # (n 2)       share of the frames that show the clip's own digit
+    frames: np.ndarray  # (n 2 f)     the digit that each frame shows, -1 where none is clear
     tracks: np.ndarray  # (n 2 f yx)  centres of ink in pixels
 
 
@@ -231,13 +192,14 @@ def read_clip(x, classifier, ticks):
     near = abs(tracks[0] - tracks[1]).max(-1) < TWO_SIDE
     hidden = (k == 2) & near & ~seen & (shows > 0)
     count = k if (seen | hidden).mean() >= .75 else 0
+    frames = np.full((2, len(ticks)), -1)
+    frames[:k, seen] = rearrange(logits[seen].argmax(-1), "m k -> k m")
     digit, motion, travel, steady = [-1, -1], [-1, -1], [0., 0.], [0., 0.]
     for slot in range(count):
-        says = logits[seen, slot]                                                    # m 10
-        digit[slot] = says.sum(0).argmax()
-        steady[slot] = (says.argmax(-1) == digit[slot]).sum() / (~hidden).sum()
+        digit[slot] = logits[seen, slot].sum(0).argmax()
+        steady[slot] = (frames[slot] == digit[slot]).sum() / (~hidden).sum()
         motion[slot], travel[slot] = name_motion(tracks[slot, seen], ticks[seen], BOX[k])
-    return count, digit, motion, travel, steady, tracks
+    return count, digit, motion, travel, steady, frames, tracks
 
 
 def read_clips(x, classifier, stride_ticks=None):
@@ -250,11 +212,6 @@ def read_clips(x, classifier, stride_ticks=None):
     device = classifier.head.weight.device
     rows = [read_clip(clip.to(device), classifier, ticks) for clip in x]
     return Readings(*map(np.array, zip(*rows)))
-
-
-def reorder(readings, order):
-    """The same readings in another order, to hold them against other clips' truths."""
-    return Readings(*(value[order] for value in vars(readings).values()))
 
 
 # ---- obedience -----------------------------------------------------------------------------------
@@ -297,21 +254,12 @@ def wilson(k, n):
     return max(0., (middle - half) / (1 + slack)), min(1., (middle + half) / (1 + slack))
 
 
-def psnr(x, y, where=None):
-    """Mean over the frames of x, y (b c f h w) in [-1, 1] of the peak signal-to-noise ratio in dB,
-    peak = 2, the full range; with `where` (b f h w) over the chosen pixels of each frame."""
-    error = reduce((x - y) ** 2, "b c f h w -> b f h w", "mean")
-    where = torch.ones_like(error) if where is None else where.to(error)
-    mse = (error * where).sum((-1, -2)) / where.sum((-1, -2)).clamp(min=1)
-    return float(10 * torch.log10(4 / mse.clamp(min=1e-10)).mean())
-
-
 # ---- the table -----------------------------------------------------------------------------------
 
 def share(ok):
     """A cell of the table: the share of True in ok (n,) in per cent, with its 95 % interval."""
     if not len(ok):
-        return " " * 20 + "-"
+        return " " * 19 + "-"
     low, high = wilson(ok.sum(), len(ok))
     return f"{100 * ok.mean():5.1f} [{100 * low:5.1f}, {100 * high:5.1f}]"
 
@@ -321,50 +269,102 @@ def print_rows(name, scores, scenes):
     for kind in ("all", *KINDS):
         chosen = np.array([kind in ("all", KINDS[k]) for k in scenes.kind])
         if chosen.any():
-            print(f"{name:20s} {kind:13s} {chosen.sum():5d}  ",
-                  share(scores.digit_ok[chosen & scores.names_digit]), "",
-                  share(scores.motion_ok[chosen]), "", share(scores.both_ok[chosen]),
-                  f"{100 * scores.steadiness[chosen].mean():7.1f}")
+            s = choose(scores, chosen)
+            cells = s.digit_ok[s.names_digit], s.motion_ok, s.both_ok
+            print(f"{name:20s} {kind:13s} {chosen.sum():5d} ", *map(share, cells),
+                  f"{100 * s.steadiness.mean():7.1f}", sep="  ")
+
+
+# ---- the diagnosis: not learned yet, or not bound? -----------------------------------------------
+
+def agreement(frames, ticks):
+    """How often two frames `ticks` apart show the same digit: frames (n f) of the whole action,
+    one slot of `Readings.frames` -> the share of all such pairs whose two frames are clear."""
+    apart = ticks // STRIDE_OF[frames.shape[1]]
+    first, later = frames[:, :-apart], frames[:, apart:]
+    clear = (first >= 0) & (later >= 0)
+    return ((first == later) & clear).sum() / max(1, clear.sum())
+
+
+def constancy(readings):
+    """Cells of a table for n clips of one digit, in per cent: those that show one digit in every
+    frame, with the 95 % interval, and the `agreement` of frames APART ticks apart."""
+    whole = (readings.count == 1) & (readings.steady[:, 0] == 1)
+    return share(whole) + "  " + "".join(f"{100 * agreement(readings.frames[:, 0], ticks):6.1f}"
+                                         for ticks in APART)
+
+
+def diagnose(read, scenes):
+    """Prints what the table does not tell apart. Of clips of one digit: do they show the same one
+    all along, where the caption names it and where it does not. Of clips of two moving digits: how
+    many show the right digits and the right motions, whichever belongs to which, and how many of
+    those bind them as the caption does. read: the table's names -> `Readings` of all clips."""
+    one, named = scenes.digit[:, 1] < 0, scenes.named[:, 0]
+    print(f"\n{'one digit':20s} {'':13s} {'n':>5s}   {'in every frame %':20s}  "
+          f"the same in two frames {', '.join(map(str, APART))} ticks apart %")
+    for name in ("real clips", "samples"):
+        for how, chosen in (("named", one & named), ("not named", one & ~named)):
+            if chosen.any():
+                print(f"{name:20s} {how:13s} {chosen.sum():5d}  ",
+                      constancy(choose(read[name], chosen)))
+
+    # captions that an exchange of the two digits would break: a coin would bind half of the clips
+    differ = scenes.named.any(1) & (scenes.motion[:, 0] != scenes.motion[:, 1])
+    two = (scenes.kind == KINDS.index("two moving")) & differ
+    if not two.any():
+        return
+    print(f"\n{'two digits in different motions':34s} {'n':>5s}   {'digits as a set %':20s}  "
+          f"{'motions as a set %':20s}  {'both sets right %':20s}  {'one digit twice %':20s}  "
+          "of those with both sets: bound %")
+    for name in ("real clips", "samples", "shuffled prompts"):
+        shown, s = choose(read[name], two), choose(score(read[name], scenes), two)
+        both = s.digit_ok & s.motion_ok  # each in the order that suits it better
+        twice = (shown.count == 2) & (shown.digit[:, 0] == shown.digit[:, 1])
+        cells = s.digit_ok, s.motion_ok, both, twice, s.both_ok[both]
+        print(f"{name:34s} {two.sum():5d} ", *map(share, cells), f"of {both.sum()}", sep="  ")
 
 
 @torch.no_grad()
 def report(args):
-    """Makes the clips, reads them and prints the table; needs a trained model."""
-    device = pick_device(args.device)
+    """Makes the clips, reads them, prints the table and the diagnosis; needs a trained model."""
     digits = data.load_digits("test", args.digits, args.data_root)
-    classifier, model = load_classifier(device=device), load(args.checkpoint, args.device)
+    model = load(args.checkpoint, args.device)
+    classifier = load_classifier(device=model.device)
     words = set(model.config["vocabulary"])
     grammar = args.captions or ("full" if "standing" in words else "four")
     if model.config["vae"]["channels"] == 3 or not words.issuperset(data.VOCABULARY[grammar]):
         raise UserError("this checkpoint was trained on clips of another kind, or does not know "
                         f"all words of --captions {grammar}: the judge reads only grey MNIST")
-    x, captions, scenes = data.captioned_clips(args.num, seed=args.seed, split="test",
-                                               captions=grammar, digits=digits)
-    print(f"checkpoint {args.checkpoint or 'shipped'}, seed {args.seed}, n {args.num}, device "
-          f"{device}, digits {digits.source}")
-    decoded = torch.cat([model.vae.decode(model.vae.encode(part.to(device))).clamp(-1, 1).cpu()
-                         for part in x.split(16)])
-    samples = generate(model, captions, num_frames=32, steps=args.steps,
-                       guidance_scale=args.guidance, seed=args.seed).cpu()
-    read = {"real clips": read_clips(x, classifier),
-            "VAE reconstructions": read_clips(decoded, classifier),
-            "samples": read_clips(samples, classifier)}
+    scenes = data.make_scenes(args.num, seed=args.seed, split="test", captions=grammar,
+                              digits=digits, each=KINDS if args.each else ())
+    x, n = scenes.render(np.arange(32) * 2), len(scenes.captions)
+    print(f"checkpoint {args.checkpoint or 'shipped'}, sampler {args.sampler}, seed {args.seed}, "
+          f"n {n}, device {model.device}, digits {digits.source}")
+    decoded = torch.cat([model.vae.decode(model.vae.encode(part.to(model.device))).cpu()
+                         for part in x.split(16)]).clamp(-1, 1)
+    samples = generate(model, scenes.captions, num_frames=32, steps=args.steps,
+                       sampler=args.sampler, guidance_scale=args.guidance, seed=args.seed).cpu()
+    clips = {"real clips": x, "VAE reconstructions": decoded, "samples": samples}
+    read = {name: read_clips(x, classifier) for name, x in clips.items()}
     # along one cycle through all clips, so that none is held against its own caption
-    ring, order = np.random.default_rng(args.seed).permutation(args.num), np.empty(args.num, int)
+    ring, order = np.random.default_rng(args.seed).permutation(n), np.empty(n, int)
     order[ring] = np.roll(ring, 1)  # each clip is read as its neighbour on the ring
-    read["shuffled prompts"] = reorder(read["samples"], order)
-    print(f"\n{'clips':20s} {'captions':13s} {'n':>5s}   {'digit % [95 %]':21s}  "
-          f"{'motion % [95 %]':21s}  {'both % [95 %]':21s}  steady %")
+    read["shuffled prompts"] = choose(read["samples"], order)
+    print(f"\n{'clips':20s} {'captions':13s} {'n':>5s}   {'digit % [95 %]':20s}  "
+          f"{'motion % [95 %]':20s}  {'both % [95 %]':20s}  steady %")
     for name, readings in read.items():
         print_rows(name, score(readings, scenes), scenes)
     print(f"\nVAE reconstruction: PSNR {psnr(x, decoded):.1f} dB")
+    diagnose(read, scenes)
 
 
 FLAGS = (
     ("--checkpoint", str, None, "a trained model; if none is named, the shipped weights"),
-    ("--num", number(int, 2, 10**6), 512, "clips in each row"),
+    ("--num", number(int, 2, 10**6), 512, "clips of the language's own mix"),
+    ("--each", bool, False, "--num clips of each kind of caption instead"),
     ("--captions", one_of("full", "four"), None, "the grammar's part; else what the model knows"),
     ("--guidance", number(float, 0, 100), None, "guidance scale; else the sampler's own"),
+    ("--sampler", one_of(*STEPS), "dpm", "how to get from noise to a clip"),
     ("--steps", number(int, 1, 1000), None, "sampling steps; else the sampler's own"),
     SEED, DIGITS, DATA_ROOT, DEVICE)
 

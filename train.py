@@ -35,6 +35,7 @@ from sample import CARRIED, generate
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number, one_of)
 from support.digits import load_digits
+from support.muon import Muon
 from support.own_clips import FolderClips
 from support.processes import (RANK, WORLD, average_gradients, join_processes, my_rows,
                                print_once)
@@ -45,18 +46,19 @@ from unet3d import UNetConfig
 from vae import VAEConfig
 
 STAGES = ("vae", "stills", "clips")
-# Steps and rates were chosen to fit 30 minutes of 2 CPU cores and 9 of an H100.
+# Steps and rates were chosen to fit 20 minutes of 2 CPU cores and 9 of an H100.
 PRESETS = {
-    "tiny": dict(captions="four", vae_steps=1800, stills_steps=900, clips_steps=4000, batch_size=8,
-                 lr=1e-3),
-    "base": dict(captions="full", vae_steps=1200, stills_steps=350, clips_steps=2400,
-                 batch_size=256, lr=1.4e-3)}
+    "tiny": dict(captions="four", vae_steps=1200, stills_steps=300, clips_steps=3000, batch_size=8,
+                 lr=1.4e-3),
+    "base": dict(captions="full", vae_steps=600, stills_steps=150, clips_steps=4800,
+                 batch_size=512, lr=1.4e-3)}
 SIZES = {
     "tiny": (VAEConfig(widths=(16, 32, 64), blocks=1),
              UNetConfig(widths=(48, 96), head_dim=16, emb_width=128)),
     "base": (VAEConfig(), UNetConfig())}
-PER_CLIP = {"vae": 2, "stills": 8, "clips": 1}  # items a step for each clip of --batch-size
+PER_CLIP = {"vae": 2, "stills": 4, "clips": 1}  # items a step for each clip of --batch-size
 VAE_LR = 2e-3             # peak learning rate of the autoencoder; the others take --lr
+MUON = 14                 # Muon's learning rate in those of AdamW: its steps have another scale
 WARM_UP = 100             # steps to the full learning rate
 DROP_CAPTION = 0.1        # share of captions made the null prompt (Ho & Salimans, section 4.2)
 KNOWN_NOISE = 0.1         # std of the noise on known latents is drawn from 0 ... this
@@ -66,28 +68,29 @@ MEASURED = 4096           # frames that the latents' mean and std are measured o
 # ---- what a step sees ----------------------------------------------------------------------------
 
 # Windows of 17 frames teach five tasks, those before FILL at stride 4; of 16 so many show
-KEYS = 0      # 9  the whole action at stride 4, no frame known      (text -> clip)
-IMAGE = 1     # 1  the same, its first frame known                   (picture -> clip)
-CONTINUE = 2  # 2  four known frames, then the action                (continuation, chains)
-FILL = 3      # 3  a part at stride 2 or 1, every other frame known  (interpolation)
-PART = 4      # 1  a part at stride 2 or 1, none known; where that would contradict the caption
-              #    (half of "left then up" shows no "up"), random frames are known
-TASKS = np.array([KEYS] * 9 + [IMAGE] + [CONTINUE] * 2 + [FILL] * 3 + [PART])
+KEYS = 0      # 12  the whole action at stride 4, no frame known      (text -> clip)
+IMAGE = 1     #  1  the same, its first frame known                   (picture -> clip)
+CONTINUE = 2  #  1  four known frames, then the action                (continuation, chains)
+FILL = 3      #  1  a part at stride 2 or 1, every other frame known  (interpolation)
+PART = 4      #  1  a part at stride 2 or 1, none known; where that would contradict the caption
+              #     (half of "left then up" shows no "up"), random frames are known
+TASKS = np.array([KEYS] * 12 + [IMAGE, CONTINUE, FILL, PART])
 KNOWN = np.zeros((5, WINDOW), bool)                                              # task f
 KNOWN[IMAGE, 0] = KNOWN[CONTINUE, :CARRIED] = KNOWN[FILL, ::2] = True
 
 
-def draw_stills(clips, seed, stage, first, n, device):
-    """One frame each of clips first ... first + n - 1, at any tick: x (n c 1 h w), captions of
-    their subjects, stride (n,), no known frames."""
+def draw_stills(clips, seed, stage, first, n):
+    """One frame each of clips first ... first + n - 1, at any tick: outline of x (n c 1 h w),
+    captions of their subjects, stride (n,) in ticks, known_mask (n 1), which is all False."""
     scenes = clips(n, seed=seed, start=first)
     ticks = data.Chooser(seed, stage, range(first, first + n)).below("tick", data.ACTION + 1)
-    return scenes.render(ticks[:, None], device), scenes.subjects, torch.full((n,), 4), None
+    known_mask = torch.zeros(n, 1, dtype=torch.bool)
+    return scenes.outline(ticks[:, None]), scenes.subjects, torch.full((n,), 4), known_mask
 
 
-def draw_windows(clips, seed, first, n, device):
-    """Windows of clips first ... first + n - 1: x (n c 17 h w), captions, stride (n,) in ticks,
-    known_mask (n 17), True where the network is shown the clean frame."""
+def draw_windows(clips, seed, first, n):
+    """Windows of clips first ... first + n - 1: outline of x (n c 17 h w), captions, stride (n,) in
+    ticks, known_mask (n 17), True where the network is shown the clean frame."""
     scenes = clips(n, seed=seed, start=first)
     choose = data.Chooser(seed, "clips", range(first, first + n))
     task, frame = TASKS[choose.below("task", len(TASKS))], np.arange(WINDOW)
@@ -99,11 +102,38 @@ def draw_windows(clips, seed, first, n, device):
     random = (choose.below("bits", 2 ** WINDOW)[:, None] >> frame) % 2 == 1             # n f
     unsteady = (task == PART) & ~scenes.steady
     known_mask = np.where(unsteady[:, None], random, KNOWN[task])
-    x = scenes.carry_on(choose, task == CONTINUE).render(ticks, device)
-    return x, scenes.captions, torch.from_numpy(stride), torch.from_numpy(known_mask)
+    outline = scenes.carry_on(choose, task == CONTINUE).outline(ticks)
+    return outline, scenes.captions, torch.from_numpy(stride), torch.from_numpy(known_mask)
+
+
+class Batches:
+    """batches[step] is what a step sees, as far as the CPU makes it: outline, tokens, stride,
+    known_mask, in a list; in joint training, the same of stills is the list's second."""
+
+    def __init__(self, stage, clips, tokenizer, args):
+        self.stage, self.clips, self.tokenizer, self.args = stage, clips, tokenizer, args
+        self.n = args.batch_size * PER_CLIP[stage] // WORLD    # of this process
+
+    def __getitem__(self, step):
+        first, seed, k = (step * WORLD + RANK) * self.n, self.args.seed, self.args.stills_per_clip
+        if self.stage == "clips":
+            draws = [draw_windows(self.clips, seed, first, self.n)]
+        else:
+            draws = [draw_stills(self.clips, seed, self.stage, first, self.n)]
+        if self.stage == "clips" and k:
+            draws.append(draw_stills(self.clips, seed, "stills", first * k, self.n * k))
+        return [(outline, self.tokenizer(captions), stride, known_mask)
+                for outline, captions, stride, known_mask in draws]
 
 
 # ---- losses: g is the step's generator, and the source of all that is random in it ---------------
+
+def fetch(draw, paint, device):
+    """A draw of `Batches` on the device, with its pixels x painted. important: non_blocking. Else
+    the CPU would wait here until the GPU has done all that it still has to do."""
+    outline, *rest = draw
+    return paint(outline, device), *(part.to(device, non_blocking=True) for part in rest)
+
 
 def vae_loss(model, x, g):
     """Loss (b,) of the autoencoder on stills x (b c 1 h w)."""
@@ -112,38 +142,44 @@ def vae_loss(model, x, g):
     return model.vae.loss(rearrange(x, "b c 1 h w -> b c h w"), noise)[0].expand(len(x))
 
 
-def diffusion_loss(model, x, captions, stride, known_mask, g):
+def noise_levels(b, power, g):
+    """Levels t (b,): a quarter uniform, the others of density 2u in stills and 4u³ in clips, where
+    u = t/T and power 1/2 and 1/4.
+
+    Uniform t would spend most steps where 17 frames, which repeat each other, still show their
+    motion; only where almost nothing is left of them is the caption needed and learned (Chen 2023,
+    arXiv:2301.10972, on redundancy and noise). u is stratified, one in each b-th part of 0 ... 1,
+    so that the loss of a batch says more of the network and less of its levels.
+    """
+    u = (my_rows(torch.randperm, b, g=g) + my_rows(torch.rand, b, g=g)) / (b * WORLD)
+    high = my_rows(torch.rand, b, g=g) < 3 / 4
+    return (T * torch.where(high, u ** power, u)).long().clamp(max=T - 1)
+
+
+def diffusion_loss(model, x, tokens, stride, known_mask, g):
     """The whole method: loss (b,) and noise levels t (b,) of the U-Net and the text encoder.
 
-    x (b c f h w) pixels, captions (b strings), stride (b,) ticks, known_mask (b f) bool or None.
+    x (b c f h w) pixels, tokens (b n), stride (b,) ticks, known_mask (b f) bool.
     """
-    b, device = len(x), x.device
+    b = len(x)
     with torch.no_grad():
         z = model.vae.encode(x)                                                 # b c f h w
     # important: without dropped captions the null prompt is never trained, yet guidance needs it
     drop = my_rows(torch.rand, b, g=g) < DROP_CAPTION
-    context, context_mask = model.text_encoder(model.tokenizer(captions).to(device), drop)
+    context, context_mask = model.text_encoder(tokens, drop)
 
-    # Uniform t would spend most steps where 17 frames, which repeat each other, still show their
-    # motion; only where almost nothing is left of them is the caption needed and learned. So high
-    # levels come more often: u = t/T has density 2u in stills and 4u³ in clips (Chen 2023,
-    # arXiv:2301.10972, on redundancy and noise).
-    power = 1 / 2 if z.shape[2] == 1 else 1 / 4
-    t = (T * my_rows(torch.rand, b, g=g) ** power).long().clamp(max=T - 1)
+    t = noise_levels(b, 1 / 2 if z.shape[2] == 1 else 1 / 4, g)
     eps = my_rows(torch.randn, *z.shape, g=g)
 
-    known, weight = None, None
-    if known_mask is not None:
-        # important: known frames are noised a little, else the network trusts them to the last
-        # digit and errors grow from fill to fill (conditioning augmentation, Ho et al. 2021,
-        # 2106.15282, who also tell the network how much; ours finds out)
-        level = KNOWN_NOISE * my_rows(torch.rand, b, 1, 1, 1, 1, g=g)
-        known = z + level * my_rows(torch.randn, *z.shape, g=g)
-        known_mask = known_mask.to(device)
-        weight = rearrange(~known_mask, "b f -> b 1 f 1 1").to(z.dtype)         # unknown ones count
+    # important: known frames are noised a little, else the network trusts them to the last digit
+    # and errors grow from fill to fill (conditioning augmentation, Ho et al. 2021, 2106.15282, who
+    # also tell the network how much; ours finds out)
+    level = KNOWN_NOISE * my_rows(torch.rand, b, 1, 1, 1, 1, g=g)
+    known = z + level * my_rows(torch.randn, *z.shape, g=g)
+    weight = rearrange(~known_mask, "b f -> b 1 f 1 1").to(z.dtype)             # unknown ones count
 
     def network(z_t, t):
-        return model.unet(z_t, t, context, context_mask, stride.to(device), known, known_mask)
+        return model.unet(z_t, t, context, context_mask, stride, known, known_mask)
 
     return model.diffusion.loss(network, z, t, eps, weight), t
 
@@ -164,23 +200,17 @@ def update_ema(ema, model, step):
     get_ema_multi_avg_fn(decay)(averages, weights, None)  # all of them in one call
 
 
-def step_loss(stage, model, clips, step, args):
+def step_loss(stage, model, paint, batch, g):
     """The loss () that a step minimises, and for the log each item's loss (b,) and t (b,)."""
-    g = seeded(args.seed, stage, step, device=model.device)
-    n = args.batch_size * PER_CLIP[stage] // WORLD       # items of this process, of the whole batch
-    first, k = (step * WORLD + RANK) * n, args.stills_per_clip
-    if stage == "clips":
-        batch = draw_windows(clips, args.seed, first, n, model.device)
-    else:
-        batch = draw_stills(clips, args.seed, stage, first, n, model.device)
+    draw, *stills = [fetch(draw, paint, model.device) for draw in batch]
     if stage == "vae":
-        losses, t = vae_loss(model, batch[0], g), None   # it has no noise levels
+        losses, t = vae_loss(model, draw[0], g), None    # it has no noise levels
     else:
-        losses, t = diffusion_loss(model, *batch, g)
+        losses, t = diffusion_loss(model, *draw, g)
     loss = losses.mean()
-    if stage == "clips" and k:  # joint training: frames weigh alike (Video Diffusion Models, 3)
-        stills = draw_stills(clips, args.seed, "stills", first * k, n * k, model.device)
-        apart, _ = diffusion_loss(model, *stills, g)
+    if stills:  # joint training: frames weigh alike (Video Diffusion Models, section 3)
+        apart, _ = diffusion_loss(model, *stills[0], g)
+        k = len(apart) / len(losses)
         loss = (WINDOW * loss + k * apart.mean()) / (WINDOW + k)
     return loss, losses, t
 
@@ -190,19 +220,28 @@ def train_stage(stage, steps, peak, run, clips, args):
     model, device = run.model, run.model.device
     for name, part in model.named_children():
         part.requires_grad_((name == "vae") == (stage == "vae"))
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
-                                  fused=device.type == "cuda")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = Muon(trained.items(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
+                     fused=device.type == "cuda")
     mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here
     scaler = torch.amp.GradScaler(mixed, enabled=args.amp == "fp16")        # else it does nothing
-    for step in run.steps(stage, steps, optimizer, scaler):      # resumes, logs, saves and stops
+    paint, batches = clips.paint, run.batches(stage, steps, Batches(stage, clips, model.tokenizer, args))
+    if args.compile and stage == "clips":   # others are too short for it. In place: names stay
+        paint = torch.compile(paint, dynamic=False)
+        for part in (model.vae.encoder, model.text_encoder, model.unet):
+            part.compile(dynamic=False)
+    # run.steps resumes, logs, saves and stops
+    for step, batch in zip(run.steps(stage, steps, optimizer, scaler), batches):
+        g = seeded(args.seed, stage, step, device=device)
         with torch.autocast(mixed, AMP_DTYPE[args.amp], enabled=args.amp != "off"):
-            loss, losses, t = step_loss(stage, model, clips, step, args)
+            loss, losses, t = step_loss(stage, model, paint, batch, g)
         scaler.scale(loss).backward()
-        average_gradients(trained)                               # of all processes
+        average_gradients(trained.values())                      # of all processes
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.param_groups[0]["lr"] = lr = learning_rate(step, steps, peak)
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        lr = learning_rate(step, steps, peak)
+        for group, size in zip(optimizer.param_groups, (1, MUON)):
+            group["lr"] = size * lr
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -216,8 +255,8 @@ def finish_vae(run, clips, seed):
     """After the vae stage: take the averaged weights, measure the latents, report the PSNR."""
     model, ema = run.model, run.ema
     model.vae.load_state_dict(ema.vae.state_dict())
-    frames = [draw_stills(clips, seed, "stills", k, min(256, MEASURED), model.device)[0]
-              for k in range(0, MEASURED, 256)]
+    frames = [clips.paint(draw_stills(clips, seed, "stills", k, min(256, MEASURED))[0],
+                          model.device) for k in range(0, MEASURED, 256)]
     model.vae.measure_latents([rearrange(x, "b c 1 h w -> b c h w") for x in frames])
     ema.vae.load_state_dict(model.vae.state_dict())
     with torch.no_grad():
@@ -229,18 +268,17 @@ def finish_vae(run, clips, seed):
 
 @torch.no_grad()
 def write_samples(run, stage, step, clips, args):
-    """Strips of fixed prompts and noise, raw and averaged weights; of the vae truth and rebuilt."""
+    """A strip by the averaged weights of fixed prompts and noise; of the vae, truth and rebuilt."""
     if RANK > 0:
         return
-    x, *_ = draw_stills(clips, args.seed, "vae", 0, 8, run.model.device)
+    x = clips.paint(draw_stills(clips, args.seed, "vae", 0, 8)[0], run.model.device)
     try:
-        for name, net in (("raw", run.model), ("ema", run.ema)):
-            if stage == "vae":
-                pair = torch.cat([x, net.vae.decode(net.vae.encode(x))], dim=2)
-                strip = rearrange(pair, "b c two h w -> two c b h w")
-            else:
-                strip = generate(net, args.prompts, num_frames=16)
-            write_clip(strip, run.folder / "samples" / f"{stage}_{step:06d}_{name}.png")
+        if stage == "vae":
+            pair = torch.cat([x, run.ema.vae.decode(run.ema.vae.encode(x))], dim=2)
+            strip = rearrange(pair, "b c two h w -> two c b h w")
+        else:
+            strip = generate(run.ema, args.prompts, num_frames=16)
+        write_clip(strip, run.folder / "samples" / f"{stage}_{step:06d}.png")
     except (ImportError, OSError, UserError) as error:  # strips may be lost, but not the run
         print(f"note: no sample strips: {error}", file=sys.stderr)
 
@@ -338,8 +376,7 @@ def train(args, saved):
     else:
         model = new_model(args, clips)
         ema = copy.deepcopy(model)
-    if args.compile:
-        model.unet.compile()  # in place, so that saved names carry no _orig_mod. prefix
+    torch.backends.cudnn.benchmark = True  # shapes stay the same: look for the fastest kernels
     if args.amp == "auto":
         args.amp = "bf16" if device.type == "cuda" else "off"
     args.prompts = list(dict.fromkeys(clips(64).captions))[:8]

@@ -28,6 +28,7 @@ from torch import nn
 
 STRIDES = (1, 2, 4)  # ticks between frames that the frame-rate token knows
 WAVE_BASE = 100      # the slowest sine wave of frames, rows and columns: suits tens of them
+MOST_FRAMES = 64     # of a window, for which tables of waves are made
 FRAME_WAVES = 8      # cosines and sines of the frame's number that a caption is multiplied by
 
 
@@ -72,11 +73,11 @@ def sinusoid(position, width, base):
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def rotary(x):
+def rotary(x, wave):
     """Turn pairs of channels of x (b heads f e) by angles that grow with the frame's number, so
-    that q·k knows their distance (RoFormer section 3.2; its pairs are neighbours, ours halves)."""
-    angle = angles(torch.arange(x.shape[-2], device=x.device), x.shape[-1] // 2, WAVE_BASE)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)                      # f e/2
+    that q·k knows their distance (RoFormer section 3.2; its pairs are neighbours, ours halves).
+    wave (f e): the angles' cosines and sines."""
+    cos, sin = wave.to(x.dtype).chunk(2, dim=-1)                                     # f e/2
     one, two = x.chunk(2, dim=-1)
     return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1)
 
@@ -91,17 +92,20 @@ class Attention(nn.Module):
         self.q = nn.Linear(c, c)
         self.kv = nn.Linear(context_width or c, 2 * c)
         self.out = zero(nn.Linear(c, c))
+        if temporal:  # tables, no weights: made once, as sines cost more than what they are for
+            frame = torch.arange(MOST_FRAMES)
+            self.register_buffer("wave", sinusoid(frame, c, WAVE_BASE), persistent=False)
+            self.register_buffer("turn", sinusoid(frame, head_dim, WAVE_BASE), persistent=False)
 
     def forward(self, x, context=None, mask=None):
         y = self.norm(x)
         if self.temporal:  # which frame of the window
-            frame = torch.arange(x.shape[1], device=x.device)
-            y = y + sinusoid(frame, x.shape[2], WAVE_BASE).to(y.dtype)
+            y = y + self.wave[:x.shape[1]].to(y.dtype)
         q = rearrange(self.q(y), "b n (h e) -> b h n e", h=self.heads)
         k, v = rearrange(self.kv(y if context is None else context), "b m (two h e) -> two b h m e",
                          two=2, h=self.heads)
         if self.temporal:
-            q, k = rotary(q), rotary(k)
+            q, k = rotary(q, self.turn[:x.shape[1]]), rotary(k, self.turn[:x.shape[1]])
         if mask is not None:
             mask = rearrange(mask, "b m -> b 1 1 m")
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -126,15 +130,19 @@ class ResBlock(nn.Module):
 
 
 class TemporalConv(nn.Module):
-    """x (b f h w c) -> same: a 3x1x1 convolution over frames with a residual, identity at birth."""
+    """x (b f h w c) -> same: a 3x1x1 convolution over frames with a residual, identity at birth.
+
+    Computed as 3x1 on "images" of frames by places: Conv3d would copy channels-last memory."""
 
     def __init__(self, c):
         super().__init__()
         self.norm, self.conv = Norm(c), zero(nn.Conv3d(c, c, (3, 1, 1), padding=(1, 0, 0)))
 
     def forward(self, x):
-        y = self.conv(rearrange(F.silu(self.norm(x)), "b f h w c -> b c f h w"))
-        return x + rearrange(y, "b c f h w -> b f h w c")
+        h = x.shape[2]
+        y = rearrange(F.silu(self.norm(x)), "b f h w c -> b c f (h w)")
+        y = F.conv2d(y, self.conv.weight[..., 0], self.conv.bias, padding=(1, 0))
+        return x + rearrange(y, "b c f (h w) -> b f h w c", h=h)
 
 
 class Block(nn.Module):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce
 from torch import nn
 
 
@@ -130,6 +130,15 @@ def kl_to_standard_normal(mean, log_var):
     return (mean ** 2 + log_var.exp() - 1 - log_var).flatten(1).sum(1) / 2   # VAE paper, appendix B
 
 
+def psnr(x, y, where=None):
+    """Mean over the frames of x, y (b c f h w) in [-1, 1] of the peak signal-to-noise ratio in dB,
+    peak = 2, the full range; with `where` (b f h w) over the chosen pixels of each frame."""
+    error = reduce((x - y) ** 2, "b c f h w -> b f h w", "mean")
+    where = torch.ones_like(error) if where is None else where.to(error)
+    mse = (error * where).sum((-1, -2)) / where.sum((-1, -2)).clamp(min=1)
+    return float(10 * torch.log10(4 / mse.clamp(min=1e-10)).mean())
+
+
 def _per_channel(v):
     return rearrange(v, "d -> 1 d 1 1")
 
@@ -152,8 +161,8 @@ if __name__ == "__main__":
         loss.backward()
         optimizer.step()
         if step % 20 == 0:
-            psnr = 10 * (4 / mse).log10()  # full-range peak: pixels span 2
-            print(f"step {step:3d}  PSNR {psnr:.1f} dB  KL {kl:.0f} nats a frame")
+            decibels = 10 * (4 / mse).log10()  # full-range peak: pixels span 2
+            print(f"step {step:3d}  PSNR {decibels:.1f} dB  KL {kl:.0f} nats a frame")
     vae.measure_latents([frames])
     with torch.no_grad():
         z = vae.encode(x)

@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 import metrics
-from data import KINDS
-from experiments.common import choose, flags, judge, test_scenes
+from data import KINDS, choose
+from experiments.common import flags, judge, test_scenes
 from model import pick_device
 from support.console import exit_status
 

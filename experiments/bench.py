@@ -11,6 +11,7 @@ import copy
 import resource
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from model import pick_device
 from sample import SAMPLER, STEPS, generate
 from support.console import DEVICE, add_flags, exit_status, number, one_of
 from support.digits import load_digits
+from support.run import Run
 
 FLAGS = (
     ("--preset", one_of(*train.PRESETS), "base", "whose networks and batch"),
@@ -31,11 +33,11 @@ FLAGS = (
     DEVICE)
 
 
-class Timed:
-    """Stands for `support.run.Run` in `train_stage`: it only counts steps."""
+class Timed(Run):
+    """A run without a folder: it only makes steps."""
 
     def __init__(self, model, ema):
-        self.model, self.ema = model, ema
+        self.model, self.ema, self.saved, self.before, self.file = model, ema, None, (), StringIO()
 
     def steps(self, stage, total, optimizer, scaler):
         yield from range(total)
@@ -87,8 +89,6 @@ def work(args):
         args.amp = "bf16" if device.type == "cuda" else "off"
     clips = data.MovingMNIST(args.captions, digits=load_digits("train", "drawn"))
     model = train.new_model(args, clips)
-    if args.compile:
-        model.unet.compile()
     run = Timed(model.to(device), copy.deepcopy(model).requires_grad_(False))
     train.write_samples = lambda *arguments: None
     print(f"{args.preset}, batch {args.batch_size}, {device}, torch {torch.__version__}, "

@@ -18,7 +18,7 @@ from einops import rearrange
 
 import metrics
 from diffusion import T
-from experiments.common import encode, flags, judge, of_kind, run_parts
+from experiments.common import encode, flags, judge, run_parts, test_scenes
 from model import seeded
 from sample import denoiser, generate
 
@@ -62,7 +62,7 @@ def best(model, classifier, scenes, args, n=8):
     """Best of 8 against the first of 8: guidance 1, 8 steps, where there is room to gain."""
     kinds = {"four directions": scenes}
     if "standing" in model.config["vocabulary"]:
-        kinds["two moving"] = of_kind("two moving", args)
+        kinds["two moving"] = test_scenes(args, args.num, "full", each=["two moving"])
     print(f"\nbest of {n} by the denoising loss saved (guidance 1, 8 steps)")
     for name, chosen in kinds.items():
         prompts = [caption for caption in chosen.captions for _ in range(n)]

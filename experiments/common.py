@@ -1,9 +1,7 @@
 """What the measurements share: their flags, what they begin with, and a few ways to read clips."""
 
 import argparse
-from dataclasses import replace
 
-import numpy as np
 import torch
 
 import data
@@ -20,11 +18,12 @@ def flags(about, num):
         SEED, DIGITS, DATA_ROOT, DEVICE))
 
 
-def test_scenes(args, n, captions="four", start=0):
-    """n scenes of test digits; "four": a named digit in one of four directions."""
+def test_scenes(args, n, captions="four", start=0, each=()):
+    """n scenes of test digits; "four": a named digit in one of four directions; each: n of each of
+    these kinds of caption."""
     digits = data.load_digits("test", args.digits, args.data_root)
     return data.make_scenes(n, seed=args.seed, start=start, split="test", captions=captions,
-                            digits=digits)
+                            digits=digits, each=each)
 
 
 def run_parts(parts, names, args):
@@ -40,20 +39,6 @@ def run_parts(parts, names, args):
                 parts[name](model, classifier, scenes, args)
 
     return exit_status(work)
-
-
-def choose(scenes, index):
-    """The scenes at `index`."""
-    rows = {name: value for name, value in vars(scenes).items()
-            if isinstance(value, (list, np.ndarray)) and len(value) == len(scenes.captions)}
-    return replace(scenes, **{name: [value[i] for i in index] if isinstance(value, list)
-                              else value[index] for name, value in rows.items()})
-
-
-def of_kind(kind, args):
-    """args.num test scenes of one kind of caption, of which every kind is one in 32 or more."""
-    scenes = test_scenes(args, 64 * args.num, "full")
-    return choose(scenes, np.flatnonzero(scenes.kind == data.KINDS.index(kind))[:args.num])
 
 
 def encode(model, x):

@@ -24,6 +24,7 @@ from diffusion import replacement
 from experiments.common import centres, decode, encode, flags, run_parts
 from model import seeded
 from sample import denoiser
+from vae import psnr
 
 WAYS = {"learned mask": (1, 2, 4, 10), "replacement": (10,), "reconstruction": (10,)}  # steps
 
@@ -82,7 +83,7 @@ def fills(model, classifier, scenes, args):
     def row(name, x, seconds=0.):
         off = np.linalg.norm(centres(x) - middle, axis=-1)[gap >= 1] / gap[gap >= 1]
         read = metrics.read_clips(x, classifier, stride_ticks=4)
-        print(f"{name:22s} {metrics.psnr(x, truth):8.1f} {off.mean():6.3f} "
+        print(f"{name:22s} {psnr(x, truth):8.1f} {off.mean():6.3f} "
               f"{100 * (off <= .25).mean():9.1f} "
               f"{100 * (read.digit[:, 0] == scenes.digit[:, 0]).mean():8.1f} "
               f"{100 * read.steady[:, 0].mean():9.1f} {seconds / len(x):9.3f}", flush=True)

@@ -18,9 +18,11 @@ import torch
 import data
 import metrics
 from diffusion import T
-from experiments.common import centres, decode, encode, flags, judge, of_kind, run_parts
+from experiments.common import centres, decode, encode, flags, judge, run_parts, test_scenes
 from model import seeded
 from sample import STEPS, denoiser, generate
+from support.console import number
+from vae import psnr
 
 LEVELS = (999, 950, 900, 850, 800, 700, 600, 400)
 
@@ -98,7 +100,7 @@ def picture(model, classifier, scenes, args):
     first = scenes.render(np.zeros(1))
     x = generate(model, scenes.captions, num_frames=32, seed=args.seed, first=first).cpu()
     s = judge(x, classifier, scenes)
-    same = metrics.psnr(x[:, :, :1], decode(model, encode(model, first)))
+    same = psnr(x[:, :, :1], decode(model, encode(model, first)))
     print(f"\npicture: frame 0 against the VAE's rebuilt picture {same:.1f} dB; digit "
           f"{s.digit_ok.mean():.1%}, motion {s.motion_ok.mean():.1%}, steady "
           f"{s.steadiness.mean():.1%}")
@@ -140,14 +142,15 @@ def losses(model, classifier, scenes, args, draws=8):
 def unnamed(model, classifier, scenes, args):
     """Does a digit stay the same one where the caption does not name it? By the ODE's sampler and
     by the SDE's, whose fresh noise lets later levels mend what earlier ones left."""
-    print("\none digit in every frame % [95 %], and steady % (20 steps)")
+    print("\none digit in every frame % [95 %]; the same in two frames "
+          f"{', '.join(map(str, metrics.APART))} ticks apart %; steady %")
     for subject in ("a digit", "a 3"):
         for sampler in ("dpm", "sde"):
             x = generate(model, reword(scenes, subject), num_frames=16, seed=args.seed,
-                         sampler=sampler)
-            steady = metrics.read_clips(x, classifier).steady[:, 0]
-            print(f'{sampler}, "{subject} moving left" and the like: {metrics.share(steady == 1)}, '
-                  f"{100 * steady.mean():.1f}", flush=True)
+                         sampler=sampler, steps=args.steps)
+            shown = metrics.read_clips(x, classifier)
+            print(f'{sampler}, "{subject} moving left" and the like: {metrics.constancy(shown)}  '
+                  f"{100 * shown.steady[:, 0].mean():.1f}", flush=True)
 
 
 def denoise_from(model, z, prompts, level, seed):
@@ -171,7 +174,7 @@ def levels(model, classifier, scenes, args):
     starts at 950 is decided, wrongly, in between."""
     groups = {"unnamed": (scenes, reword(scenes, "a digit")), "named": (scenes, scenes.captions)}
     if "standing" in model.config["vocabulary"]:
-        two = of_kind("two moving", args)
+        two = test_scenes(args, args.num, "full", each=["two moving"])
         groups["two moving"] = two, two.captions
     print(f"\n% of real clips noised to t and denoised from there (n {args.num}, of a kind)\n"
           f"{'':36s}", *(f"{t:5d}" for t in LEVELS), flush=True)
@@ -191,8 +194,8 @@ def vae(model, classifier, scenes, args):
     x = scenes.render(ticks)
     boxes = replace(scenes, digits=replace(scenes.digits, images=white)).render(ticks)[:, 0] > -1
     rebuilt = decode(model, encode(model, x))
-    print(f"\nVAE: PSNR {metrics.psnr(x, rebuilt):.1f} dB, inside the digits' boxes "
-          f"{metrics.psnr(x, rebuilt, boxes):.1f} dB")
+    print(f"\nVAE: PSNR {psnr(x, rebuilt):.1f} dB, inside the digits' boxes "
+          f"{psnr(x, rebuilt, boxes):.1f} dB")
 
 
 def roughness(x):
@@ -210,7 +213,7 @@ def larger(model, classifier, scenes, args):
 
     def row(name, y):
         (edges, flicker), (true_edges, true_flicker) = map(roughness, (y, truth))
-        print(f"{name:8s} {metrics.psnr(truth, y):5.1f}  {edges / true_edges:.2f}  "
+        print(f"{name:8s} {psnr(truth, y):5.1f}  {edges / true_edges:.2f}  "
               f"{flicker / true_flicker:.2f}", flush=True)
 
     print("\nsuper-resolution 64 -> 128: PSNR dB, edge energy as a share of the truth's, flicker\n"
@@ -229,6 +232,8 @@ USUAL = [name for name in PARTS if name not in ("levels", "larger")]
 def main(argv=None):
     p = flags(__doc__, num=128)
     p.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
+    p.add_argument("--steps", type=number(int, 1, 1000), metavar="X",
+                   help="denoising steps of the part unnamed; else 20")
     args = p.parse_intermixed_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         p.error(f"there is no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")

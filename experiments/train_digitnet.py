@@ -1,4 +1,4 @@
-"""Trains the judge's classifier, `metrics.DigitNet`, on MNIST's training digits: a few minutes.
+"""Trains the judge's classifier, `DigitNet`, on MNIST's training digits: a few minutes.
 
     python -m experiments.train_digitnet --data-root DIR       writes checkpoints/classifier.pt
 
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-from metrics import CLASSIFIER, INK, DigitNet, centroid, crop
+from metrics import INK, centroid
 from support.console import DATA_ROOT, DIGITS, SEED, add_flags, exit_status
+from support.digitnet import CLASSIFIER, DigitNet, crop
 from support.run import save
 
 

@@ -165,9 +165,16 @@ def find_captions(root, left_out):
     return clips
 
 
+def paint(outline, device="cpu"):
+    """(x (n f c h w) uint8,) -> windows (n c f h w) in [-1, 1] on `device`."""
+    x = outline[0].to(device, non_blocking=True)
+    return rearrange(x, "n f c h w -> n c f h w").float() / 127.5 - 1
+
+
 class FolderClips:
     """The source. `notes` are sentences for the user; folders with one `fingerprint` hold the same
     clips, so that a run may be resumed on any of them."""
+    paint = staticmethod(paint)
 
     def __init__(self, folder, crop=False):
         root, left_out, known = Path(folder).resolve(), {}, [crop]
@@ -232,8 +239,12 @@ class Draws:
         return replace(self, begin=np.where(which, late, self.begin))
 
     def render(self, ticks, device="cpu"):
-        """Windows (n c f 64 64) in [-1, 1] at `ticks` (f,) or (n f), 20 a second: 0 ... 64, and
-        before. What would begin before its clip is moved to begin with the clip."""
+        """Windows (n c f 64 64) in [-1, 1] at `ticks` (f,) or (n f), 20 a second."""
+        return paint(self.outline(ticks), device)
+
+    def outline(self, ticks):
+        """Their frames as in the files, at `ticks` 0 ... 64 and before. What would begin before its
+        clip is moved to begin with the clip."""
         ticks = np.broadcast_to(ticks, (len(self.files), np.shape(ticks)[-1]))
         ticks = ticks + np.maximum(0, -self.begin - ticks.min(1))[:, None]
         # important: a clip shorter than the action is slowed down to last as long
@@ -242,5 +253,4 @@ class Draws:
         x = np.empty((*frame.shape, self.channels, SIZE, SIZE), np.uint8)            # n f c h w
         for i, file in enumerate(self.files):  # a grey clip fills all channels of a colour set
             x[i] = np.load(file, mmap_mode="r")[frame[i]]
-        x = rearrange(torch.from_numpy(x).to(device), "n f c h w -> n c f h w")
-        return x.float() / 127.5 - 1
+        return (torch.from_numpy(x),)

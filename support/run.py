@@ -25,6 +25,7 @@ from pathlib import Path
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from support.console import Stopped, UserError, in_words, printable, write_whole
@@ -36,6 +37,7 @@ except ImportError:  # Windows has no file locks of this kind
     fcntl = None
 
 LOG_EVERY = 10   # steps a row
+WORKERS = 4      # processes that make batches for one GPU
 # items: at the present batch size; seconds: since this command began, strips of samples included
 COLUMNS = ("stage", "step", "items", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",
            "loss_t750_999", "grad_norm", "lr", "skipped", "items_per_s", "seconds")
@@ -239,9 +241,9 @@ class Run:
 
     def steps(self, stage, total, optimizer, scaler=None):
         """Yield the stage's steps, from where the checkpoint stopped if it stopped in this one."""
-        first, self.scaler = 0, scaler or torch.amp.GradScaler("cpu", enabled=False)
+        first = self.first_step(stage)
+        self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
         if self.saved and self.saved["progress"][0] == stage:
-            first = self.saved["progress"][1]
             self.restore_optimizer(optimizer)
         else:
             self.write_checkpoint(stage, 0, optimizer)  # so that each log has a checkpoint
@@ -267,14 +269,36 @@ class Run:
                                "--resume to the same command to go on")
                     raise Stopped(128 + stop)
 
+    def batches(self, stage, total, batches):
+        """batches[step] for each step that the stage still has to make; for a GPU other processes
+        have them ready in time."""
+        ahead = dict(num_workers=WORKERS, prefetch_factor=4, pin_memory=True,
+                     worker_init_fn=self.begin_worker) if self.model.device.type == "cuda" else {}
+        steps = range(self.first_step(stage), total)
+        return DataLoader(batches, batch_size=None, sampler=steps, **ahead)
+
+    def begin_worker(self, number):
+        """In a worker process: stopping is not its business, nor is the folder."""
+        for number in self.before:
+            signal.signal(number, signal.SIG_IGN)
+        if RANK == 0:
+            self.file.close()
+
+    def first_step(self, stage):
+        """The step that a stage begins or goes on with."""
+        there = self.saved and self.saved["progress"][0] == stage
+        return self.saved["progress"][1] if there else 0
+
     def restore_optimizer(self, optimizer):
         """Give the optimizer, and fp16's loss scaling, what the checkpoint has of them."""
         try:
             fresh = optimizer.state_dict()
             optimizer.load_state_dict(fresh | {"state": self.saved["optimizer"]["state"]})
-            fits = all(state.keys() == {"step", "exp_avg", "exp_avg_sq"} and state["step"] > 0
-                       and state["exp_avg"].shape == state["exp_avg_sq"].shape == p.shape
-                       for p, state in optimizer.state.items())
+            adamw, muon = {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg"}
+            fits = all(state.keys() == keys and state["step"] > 0
+                       and all(state[name].shape == p.shape for name in keys - {"step"})
+                       for group, keys in zip(optimizer.param_groups, (adamw, muon))
+                       for p, state in optimizer.state.items() if p in {*group["params"]})
             if self.scaler.is_enabled() and self.saved["scaler"]:  # empty if it was not fp16 so far
                 self.scaler.load_state_dict(self.saved["scaler"])
         except Exception:  # a file may hold anything

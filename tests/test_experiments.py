@@ -9,7 +9,7 @@ import torch
 import data
 import metrics
 from diffusion import PREDICTIONS, Diffusion
-from experiments import audit, best_of, common, frechet, reconstruction, tasks, train_digitnet
+from experiments import audit, best_of, frechet, reconstruction, tasks, train_digitnet
 
 DIGITS = data.load_digits("test", "drawn")
 
@@ -75,12 +75,6 @@ def test_classifiers_training_crops_stand_upright_in_the_middle():
     with torch.no_grad():
         read = metrics.load_classifier()(crops).argmax(1)
     assert crops.shape == (200, 1, 28, 28) and (read == target).float().mean() > .6
-
-def test_chosen_scenes_are_the_same_scenes():
-    scenes = data.make_scenes(10, split="test", digits=DIGITS)
-    some, ticks = common.choose(scenes, [7, 2]), np.arange(0, 64, 16)
-    assert some.captions == [scenes.captions[7], scenes.captions[2]]
-    assert torch.equal(some.render(ticks), scenes.render(ticks)[[7, 2]])
 
 def test_a_clip_denoised_by_an_ideal_network_comes_back_from_any_level(monkeypatch):
     z, tokens = torch.randn(2, 4, 17, 8, 8), torch.zeros(2, 1)

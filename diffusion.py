@@ -69,6 +69,29 @@ def jumps(steps):
     return list(zip(levels, levels[1:] + [-1]))
 
 
+class Noise:
+    """Gaussian noise like x (b*k ...), k draws for each of b samples. Each sample has a stream of
+    its own, a torch.Generator on the CPU, so it does not depend on its batch or device."""
+
+    def __init__(self, streams):
+        self.streams = list(streams)
+
+    def __call__(self, x):
+        k = len(x) // len(self.streams)
+        draws = [torch.randn(k, *x.shape[1:], generator=stream) for stream in self.streams]
+        return torch.cat(draws).to(x.device)
+
+
+def replacement(diffusion, network, known, mask, eps):
+    """The network with what is known of x (mask True) replaced by noised truth at every level (Song
+    et al. 2021, score SDE, 2011.13456, appendix I.2), as in training. important: no loss ever asked
+    what it says of known frames; left to it, they drift and lead the rest astray."""
+    def predict(x, t):
+        return network(torch.where(mask, diffusion.q_sample(known, t, eps), x), t)
+
+    return predict
+
+
 def every(x, t):
     """The level t for every sample of x (b ...): (b,), as networks expect it."""
     return torch.full(x.shape[:1], t, device=x.device)

@@ -15,7 +15,7 @@ from torch import nn
 
 from diffusion import Diffusion
 from support.console import UserError
-from support.run import read_file
+from support.run import no_larger_than, read_file
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import UNet3D, UNetConfig
 from vae import VAE, VAEConfig
@@ -52,10 +52,13 @@ class TextToVideo(nn.Module):
 
 def load(checkpoint=None, device="auto"):
     """Open a checkpoint (default: the shipped weights) -> a `TextToVideo` ready to `generate`, with
-    the averaged weights in float32. Raises `UserError` for a missing, damaged or foreign file and
-    for a device that is not there."""
+    the averaged weights in float32, on CUDA the U-Net's in bfloat16. Raises `UserError` for a
+    missing, damaged or foreign file and for a device that is not there."""
     device, path = pick_device(device), SHIPPED if checkpoint is None else checkpoint
-    return restore(read_file(path), "ema", path).to(device).eval()
+    model = restore(read_file(path), "ema", path).to(device).eval()
+    if device.type == "cuda":
+        model.unet.bfloat16()  # `amp` would cast them anew in every pass, a third of its kernels
+    return model
 
 
 def restore(saved, key, path):
@@ -63,19 +66,15 @@ def restore(saved, key, path):
     try:
         config, weights = saved["config"], saved[key]
         check_sizes(config)
-        with torch.device("meta"):  # tensors with shapes but no numbers: size costs nothing
-            shadow = TextToVideo(config)
-            shapes = {name: value.shape for name, value in shadow.state_dict().items()}
-            z = torch.zeros(1, *shadow.window)[:, :, :1]  # a still, to see that the parts fit
-            tokens = shadow.tokenizer(config["vocabulary"][-1:])
-            x = shadow.vae.decode(shadow.unet(z, torch.zeros(1), *shadow.text_encoder(tokens)))
-        if shapes != {name: value.shape for name, value in weights.items()} or any(
-                value.untyped_storage().nbytes() < value.nbytes for value in weights.values()):
-            raise ValueError("its weights have other names, shapes or sizes than its config says")
+        with no_larger_than(weights.values()):
+            model = TextToVideo(config)
+        model.load_state_dict(weights)
+        with torch.no_grad():  # one still, to see that the parts fit
+            told = model.text_encoder(model.tokenizer(config["vocabulary"][-1:])[:, :1])
+            z = model.unet(torch.zeros(1, *model.window)[:, :, :1], torch.zeros(1), *told)
+            x = model.vae.decode(z)
         if x.shape not in {(1, c, 1, config["size"], config["size"]) for c in (1, 3)}:
             raise ValueError(f"it makes frames of shape {tuple(x.shape)}")
-        model = TextToVideo(config)
-        model.load_state_dict(weights)
     except Exception as error:  # a config may hold anything
         raise UserError(f"{path} is a checkpoint of another architecture, or holds none "
                         f"({type(error).__name__}): train one with this version's train.py"
@@ -115,6 +114,7 @@ def seeded(*key, device="cpu"):
 
 
 def amp(device):
-    """Mixed precision where it pays: bfloat16 on CUDA."""
+    """Mixed precision where it pays: bfloat16 on CUDA. Casts of weights are not cached, because a
+    pass needs each but once, and `support.replay` would keep them when weights change."""
     on = device.type == "cuda"
-    return torch.autocast("cuda" if on else "cpu", torch.bfloat16, enabled=on)
+    return torch.autocast("cuda" if on else "cpu", torch.bfloat16, on, cache_enabled=False)

@@ -6,8 +6,7 @@ As in CogVideo (Hong et al. 2022, arXiv:2205.15868, section 3.1) the 17 key fram
 stride 4. Then windows at half the stride take 9 neighbours as their even frames and fill the 8
 between: 17 -> 33 -> 65 frames, of which the last is dropped. Windows share their end frames, so
 nothing can jump where they meet. Weights of train.py also animate a picture (their first frame is
-known), go on from a clip's last four frames, and show a part of the action at a finer stride.
-From Python:
+known), go on from a clip's last four, and show a part of it at a finer stride. From Python:
     model = load()                                     the shipped weights
     x = generate(model, ["a 3 moving left"])           x (b c f h w) in [-1, 1]
 """
@@ -15,69 +14,51 @@ From Python:
 import argparse
 import sys
 import time
-import warnings
+from functools import partial
 
 import torch
 from einops import rearrange, repeat
 
-from diffusion import guide
+from diffusion import Diffusion, Noise, every, guide, replacement
 from model import SHIPPED, WINDOW, amp, load, seeded
 from support.console import (DEVICE, SEED, UserError, add_flags, exit_status, number, one_of,
                              printable)
+from support.replay import Replayed
 from support.video import check_clip_path, read_picture, write_clip
 from text_encoder import words_of
 from unet3d import STRIDES
 
-CARRIED = 4                                     # known frames that a continuation begins with
-SECONDS, TICKS = 3.2, 20                        # one action; ticks a second
-STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}   # for key frames; a fill takes a tenth
-GUIDANCE = 3.0
-GUIDED_BELOW = 0.34    # alpha_bar: guidance works where less of the signal is left (t >= 600)
-WINDOWS_AT_ONCE = 128  # sampled as one batch, to bound memory
+CARRIED, TICKS = 4, 20  # known frames that a continuation begins with; ticks a second
+SAMPLERS = {"dpm": Diffusion.dpm, "sde": partial(Diffusion.dpm, eta=1.0), "ddim": Diffusion.ddim,
+            "ddpm": Diffusion.ddpm}
+STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}  # for key frames
+FILL_STEPS = 2          # for a fill, whatever the sampler: two were measured better than ten
+SAMPLER, GUIDANCE = "dpm", 3.0
+GUIDED_BELOW = 0.34     # alpha_bar: guidance works where less of the signal is left (t >= 600)
+WINDOWS_AT_ONCE = 128   # sampled as one batch, to bound memory
 
 
-class Noise:
-    """Gaussian noise like x (b*k c f h w), k windows for each of b clips. Each clip draws from a
-    stream of its own, a function of (seed, its number), so it does not depend on its batch."""
-
-    def __init__(self, seed, clips):
-        self.streams = [seeded(seed, i) for i in clips]
-
-    def __call__(self, x):
-        k = len(x) // len(self.streams)
-        draws = [torch.randn(k, *x.shape[1:], generator=stream) for stream in self.streams]
-        return torch.cat(draws).to(x.device)
-
-
-def denoiser(model, tokens, scale, **shown):
+def denoiser(model, tokens, scale, stride=4, known=None, known_mask=None):
     """The network as a function (x, t) -> guided prediction, which is all that samplers see.
 
-    tokens (b n); shown: stride, known and known_mask, as `UNet3D.forward` takes them. Ho & Salimans
-    guide at every level; we only at high noise, where the content is decided (an interval, as in
-    Kynkäänniemi et al. 2024, 2404.07724). That saves passes; clips were measured to be no better.
+    tokens (b n); stride, known and known_mask as `UNet3D.forward` takes them. The predictions
+    without and with the captions are halves of one batch. Ho & Salimans guide at every level; we
+    only at high noise, where the content is decided (Kynkäänniemi et al. 2024, 2404.07724): that
+    saves work, and clips were measured to be no better.
     """
     with amp(tokens.device):
-        captioned = model.text_encoder(tokens)                              # context, context_mask
-        silent = model.text_encoder(torch.zeros_like(tokens))               # the null prompt
+        context, mask = model.text_encoder(torch.cat([torch.zeros_like(tokens), tokens]))
+    shown = [every(tokens, stride)] + ([] if known is None else [known, known_mask])
+    rows = [context, mask, *(torch.cat([each, each]) for each in shown)]             # (2b ...)
+    network, b = Replayed(model.unet), len(tokens)
 
     def predict(x, t):
         with amp(x.device):
-            if scale == 0:
-                return model.unet(x, t, *silent, **shown)
-            conditional = model.unet(x, t, *captioned, **shown)
-            if scale == 1 or model.diffusion.alpha_bar[t[0]] > GUIDED_BELOW:
-                return conditional
-            return guide(model.unet(x, t, *silent, **shown), conditional, scale)
-
-    return predict
-
-
-def replacement(diffusion, network, known, mask, eps):
-    """The network with what is known of x (mask True) replaced by noised truth at every level (Song
-    et al. 2021, score SDE, 2011.13456, appendix I.2), as in training. important: no loss ever asked
-    what it says of known frames; left to it, they drift and lead the rest astray."""
-    def predict(x, t):
-        return network(torch.where(mask, diffusion.q_sample(known, t, eps), x), t)
+            if scale in (0, 1) or model.diffusion.alpha_bar[t[0]] > GUIDED_BELOW:
+                half = slice(0, b) if scale == 0 else slice(b, 2 * b)
+                return network(x, t, *(row[half] for row in rows))
+            both = network(torch.cat([x, x]), torch.cat([t, t]), *rows)
+            return guide(*both.chunk(2), scale)
 
     return predict
 
@@ -88,31 +69,23 @@ def sample(model, tokens, noise, sampler, steps, scale, stride, known=None, know
     known (b c f h w), known_mask (b f): frames that are given; they come back as they were.
     """
     x_T = noise(torch.empty(len(tokens), *model.window, device=tokens.device))
-    network = denoiser(model, tokens, scale, stride=stride, known=known, known_mask=known_mask)
+    network = denoiser(model, tokens, scale, stride, known, known_mask)
     if known is not None:
         mask = rearrange(known_mask, "b f -> b 1 f 1 1")
         network = replacement(model.diffusion, network, known, mask, x_T)
-    if sampler == "sde":
-        x0 = model.diffusion.dpm(network, x_T, steps, 1.0, noise)
-    elif sampler == "ddpm":
-        x0 = model.diffusion.ddpm(network, x_T, steps, noise)
-    elif sampler == "ddim":
-        x0 = model.diffusion.ddim(network, x_T, steps)
-    else:
-        x0 = model.diffusion.dpm(network, x_T, steps)
+    x0 = SAMPLERS[sampler](model.diffusion, network, x_T, steps, noise=noise)
     return x0 if known is None else torch.where(mask, known, x0)
 
 
 def begin_with(z, step=1):
-    """Windows that begin with frames z (b c k h w), one every `step`: known (b c f h w) and
-    known_mask (b f)."""
+    """Windows that begin with frames z (b c k h w), one every `step`: known and known_mask."""
     b, c, k, h, w = z.shape
     known, known_mask = z.new_zeros(b, c, WINDOW, h, w), z.new_zeros(b, WINDOW, dtype=torch.bool)
     known[:, :, :k * step:step], known_mask[:, :k * step:step] = z, True
     return known, known_mask
 
 
-def fill(model, z, told, noise, sampler, steps, scale, stride):
+def fill(model, z, told, noise, sampler, scale, stride):
     """Frames z (b c f h w) -> (b c 2f-1 h w): windows of 9 neighbours get 8 new frames between.
 
     told (b f n): tokens of each frame's caption; a window hears that of its middle frame.
@@ -122,7 +95,7 @@ def fill(model, z, told, noise, sampler, steps, scale, stride):
     windows = torch.stack([z[:, :, i:i + ends] for i in starts], dim=1)              # b k c 9 h w
     known, known_mask = begin_with(rearrange(windows, "b k c e h w -> (b k) c e h w"), step=2)
     tokens = rearrange(told[:, [i + ends // 2 for i in starts]], "b k n -> (b k) n")
-    new = sample(model, tokens, noise, sampler, steps, scale, stride, known, known_mask)
+    new = sample(model, tokens, noise, sampler, FILL_STEPS, scale, stride, known, known_mask)
     out = z.new_zeros(*z.shape[:2], 2 * f - 1, *z.shape[3:])
     for i, window in zip(starts, rearrange(new, "(b k) c f h w -> k b c f h w", b=b)):
         out[:, :, 2 * i:2 * i + WINDOW] = window
@@ -135,14 +108,14 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     """One clip a prompt: x (b c f h w) in [-1, 1] on the model's device.
 
     num_frames: 16, 32 or 64 frames of one action of 3.2 s. steps: for the key frames; a fill takes
-    a tenth. sampler: dpm (default), sde, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is
-    plain conditional; fills need no more. Clip i's noise depends on (seed, i) alone.
+    2. sampler: dpm (default), sde, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain
+    conditional; fills need no more. Clip i's noise depends on (seed, i) alone.
     stride: 2 or 1 makes one window of 16 frames at 10 or 20 a second, a part of the action.
     first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart; with 17 of
     them there is only to fill. then: lists of prompts (b each), one for every continuation by 13
     key frames. Raises `UserError` for what does not go together.
     """
-    sampler, scale = sampler or "dpm", GUIDANCE if guidance_scale is None else guidance_scale
+    sampler, scale = sampler or SAMPLER, GUIDANCE if guidance_scale is None else guidance_scale
     check_plan(num_frames, stride, first is not None or len(then) > 0, sampler)
     prompts, steps = [prompts] if isinstance(prompts, str) else prompts, steps or STEPS[sampler]
     lines = [model.tokenizer(line).to(model.device) for line in (prompts, *then)]      # s of (b n)
@@ -150,9 +123,9 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     clips = []
     for i in range(0, len(prompts), chunk):
         tokens, *later = (line[i:i + chunk] for line in lines)
-        noise, known = Noise(seed, range(i, i + len(tokens))), ()
-        if first is not None:
-            known = begin_with(model.vae.encode(first[i:i + chunk].to(model.device)))
+        noise = Noise(seeded(seed, i + k) for k in range(len(tokens)))
+        known = () if first is None else begin_with(
+            model.vae.encode(first[i:i + chunk].to(model.device)))
         z = sample(model, tokens, noise, sampler, steps, scale, stride, *known)
         told = repeat(tokens, "b n -> b f n", f=WINDOW)          # each frame's caption
         for tokens in later:                                     # go on from the last four frames
@@ -160,10 +133,8 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
                          *begin_with(z[:, :, -CARRIED:]))
             z = torch.cat([z, new[:, :, CARRIED:]], dim=2)
             told = torch.cat([told, repeat(tokens, "b n -> b f n", f=WINDOW - CARRIED)], dim=1)
-        finer, frames = stride, 16
-        while frames < num_frames:                               # 17 -> 33 -> 65
-            finer, frames = finer // 2, 2 * frames
-            z = fill(model, z, told, noise, sampler, max(1, steps // 10), min(scale, 1), finer)
+        for finer in {16: (), 32: (2,), 64: (2, 1)}[num_frames]:  # strides of 17 -> 33 -> 65 frames
+            z = fill(model, z, told, noise, sampler, min(scale, 1), finer)
             told = repeat(told, "b f n -> b (f 2) n")[:, :-1]
         with amp(model.device):
             clips.append(model.vae.decode(z[:, :, :-1]).float().clamp(-1, 1))
@@ -189,9 +160,9 @@ FLAGS = (
     ("--out", str, "sample.gif", "a .gif or .mp4 file, or .png for a strip of frames"),
     ("--frames", int, None, "16, 32 or 64 of the 3.2-second action; else 32, or 16 with --stride"),
     ("--fps", number(float, 0.1, 100), None, "frames a second of the file; else real time"),
-    ("--steps", number(int, 1, 1000), None, "denoising steps for key frames, a tenth for fills; "
-     "else 20 (dpm, sde), 50 (ddim), 250 (ddpm)"),
-    ("--sampler", one_of(*STEPS), "dpm", "how to get from noise to a clip"),
+    ("--steps", number(int, 1, 1000), None, "denoising steps for key frames, else 20 (dpm, sde), "
+     f"50 (ddim), 250 (ddpm); a fill takes {FILL_STEPS}"),
+    ("--sampler", one_of(*STEPS), SAMPLER, "how to get from noise to a clip"),
     ("--guidance", number(float, 0, 100), GUIDANCE, "0 ignores the prompt, 1 is plain conditional"),
     ("--num", number(int, 1, 1000), 1, "clips of each prompt, shown as one grid"),
     ("--stride", int, 4, "ticks of 1/20 s between frames; 2 or 1 shows 16 frames of a part"),
@@ -219,31 +190,10 @@ def parse(argv):
     if args.frames is None:
         args.frames = 32 if args.stride == 4 else 16
     known = args.image is not None or args.extend > 0 or args.chain
+    args.special = known or args.stride < 4  # what only training's other windows teach
     check_plan(args.frames, args.stride, known, args.sampler)
     check_clip_path(args.out)
-    args.special = known or args.stride < 4  # what only training's other windows teach
     return args
-
-
-def make_clips(args, model):
-    """What the command asks for: clips x (b c f h w)."""
-    each, first = args.num * args.best_of, None
-    if args.chain:
-        prompts, *then = ([prompt] * each for prompt in args.prompts)
-    else:
-        prompts = [prompt for prompt in args.prompts for _ in range(each)]
-        then = [prompts] * args.extend
-    if args.image is not None:
-        first, note = read_picture(args.image, model.config["size"], model.vae.config.channels)
-        print(printable(f"note: {note}"), file=sys.stderr)
-        first = repeat(first, "c 1 h w -> b c 1 h w", b=len(prompts))
-    x = generate(model, prompts, num_frames=args.frames, steps=args.steps, sampler=args.sampler,
-                 guidance_scale=args.guidance, seed=args.seed, stride=args.stride, first=first,
-                 then=then)
-    if args.best_of > 1:
-        from experiments.best_of import keep_best
-        x = keep_best(model, prompts, x, args.best_of, args.stride)
-    return x
 
 
 def work(args):
@@ -257,11 +207,24 @@ def work(args):
     if args.upscale == 2:
         from upscale import load_upscaler, upscale
         upscaler = load_upscaler(args.checkpoint, model)  # before the long work: is there one?
-    x = make_clips(args, model)
+    first, each = None, args.num * args.best_of
+    prompts, *then = ([prompt] * each for prompt in args.prompts)
+    if not args.chain:  # one after the other, or side by side
+        prompts = sum(then, prompts)
+        then = [prompts] * args.extend
+    if args.image is not None:
+        first, note = read_picture(args.image, model.config["size"], model.vae.config.channels)
+        print(printable(f"note: {note}"), file=sys.stderr)
+        first = repeat(first, "c 1 h w -> b c 1 h w", b=len(prompts))
+    x = generate(model, prompts, num_frames=args.frames, steps=args.steps, sampler=args.sampler,
+                 guidance_scale=args.guidance, seed=args.seed, stride=args.stride, first=first,
+                 then=then)
+    if args.best_of > 1:
+        from experiments.best_of import keep_best
+        x = keep_best(model, prompts, x, args.best_of, args.stride)
     if args.upscale == 2:
         x = upscale(upscaler, x, seed=args.seed)
-    fps = args.fps or (args.frames / SECONDS if args.stride == 4 else TICKS / args.stride)
-    write_clip(x, args.out, fps=fps)
+    write_clip(x, args.out, fps=args.fps or TICKS / args.stride * args.frames / 16)
     print(printable(f"{args.out}: {len(x)} clip{'' if len(x) == 1 else 's'} of {x.shape[2]} frames "
                     f"from {args.checkpoint or SHIPPED}, seed {args.seed}, "
                     f"{time.perf_counter() - begun:.1f} s on {model.device}"))
@@ -269,9 +232,7 @@ def work(args):
 
 def main(argv=None):
     """Runs the command; returns its exit status."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *rest: print(f"note: {message}", file=sys.stderr)
-        return exit_status(lambda: work(parse(argv)))
+    return exit_status(lambda: work(parse(argv)))
 
 
 if __name__ == "__main__":

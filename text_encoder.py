@@ -91,8 +91,9 @@ class TextEncoder(nn.Module):
         # positions are 2 % of the sum, "left then down" is "down then left", and training never
         # mends it: turns stay a coin toss.
         self.word = nn.Embedding(config.vocabulary + 1, d)
-        nn.init.normal_(self.word.weight, std=0.02)
-        self.position = nn.Parameter(0.02 * torch.randn(config.length, d))
+        self.position = nn.Parameter(torch.empty(config.length, d))
+        for table in (self.word.weight, self.position):
+            nn.init.normal_(table, std=0.02)
         self.layers = nn.ModuleList(Layer(d, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(d)
         self.null = nn.Parameter(0.02 * torch.randn(d))

@@ -19,7 +19,7 @@ import torch
 import data
 import train
 from model import pick_device
-from sample import generate
+from sample import SAMPLER, STEPS, generate
 from support.console import DEVICE, add_flags, exit_status, number, one_of
 from support.digits import load_digits
 from support.run import Run
@@ -71,6 +71,15 @@ def bench_stage(stage, args, run, clips):
           f"{1000 * times[1] / args.steps:.1f} ms a step", flush=True)
 
 
+def bench_sampling(model, n):
+    """Time n clips as one batch five times, by the default sampler, and print the median."""
+    prompts = ["a 3 moving left"] * n
+    generate(model, prompts, steps=2)  # warm up
+    times = sorted(seconds(model.device, lambda: generate(model, prompts)) for _ in range(5))
+    print(f"sampling {n} clip{'s' * (n > 1)} of 32 frames ({SAMPLER}, {STEPS[SAMPLER]} steps): "
+          f"{times[2] / n:.3f} s a clip ({times[0] / n:.3f} ... {times[4] / n:.3f})", flush=True)
+
+
 def work(args):
     preset, device = train.PRESETS[args.preset], pick_device(args.device)
     args = argparse.Namespace(**{
@@ -89,12 +98,10 @@ def work(args):
         print(f"  {name:13s}{sum(q.numel() for q in part.parameters()):>10,} parameters")
     for stage in train.STAGES:
         bench_stage(stage, args, run, clips)
+    if device.type == "cuda":
+        model.unet.bfloat16()  # as `load` does
     for n in (1, 16, 128) if device.type == "cuda" else (1, 4):
-        prompts = ["a 3 moving left"] * n
-        generate(model, prompts, steps=2)
-        times = sorted(seconds(device, lambda: generate(model, prompts)) for _ in range(3))
-        print(f"sampling {n} clips of 32 frames: {times[1] / n:.3f} s a clip "
-              f"({times[0] / n:.3f} ... {times[2] / n:.3f})", flush=True)
+        bench_sampling(model, n)
     peak = (torch.cuda.max_memory_allocated() if device.type == "cuda"
             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     print(f"peak memory {peak / 2**30:.2f} GiB")

@@ -20,9 +20,10 @@ import torch
 from einops import rearrange, repeat
 
 import metrics
+from diffusion import replacement
 from experiments.common import centres, decode, encode, flags, run_parts
 from model import seeded
-from sample import denoiser, replacement
+from sample import denoiser
 from vae import psnr
 
 WAYS = {"learned mask": (1, 2, 4, 10), "replacement": (10,), "reconstruction": (10,)}  # steps

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import unicodedata
+import warnings
 
 
 class UserError(Exception):
@@ -18,11 +19,14 @@ class Stopped(Exception):
 
 def exit_status(work):
     """Do a command's work() and return its exit status: 0, or 2 after one sentence on stderr for
-    what the user can mend (`UserError`, files that cannot be read or written, no memory left)."""
+    what the user can mend (`UserError`, files that cannot be read or written, no memory left).
+    Warnings become notes."""
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a caption's letters
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        work()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest: print(f"note: {message}", file=sys.stderr)
+            work()
         return 0
     except Stopped as stop:
         return stop.args[0]

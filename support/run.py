@@ -20,9 +20,11 @@ import signal
 import sys
 import time
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -81,6 +83,30 @@ def read_file(path):
     except Exception as error:  # torch and zipfile raise a dozen kinds for files of others
         raise UserError(f"{path} cannot be read as a checkpoint of this program, or it is damaged "
                         f"({type(error).__name__}): train one with train.py") from None
+
+
+@contextmanager
+def no_larger_than(weights):
+    """Refuse modules made inside as soon as they have more numbers than the tensors `weights` of a
+    file: their memory is asked for by then, but not touched. (On the device "meta" they would cost
+    none, but arithmetic there imports torch's compiler, which takes a second.)"""
+    held = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+            for value in weights if value.is_cpu}
+    if sum(held.values()) < sum(value.nbytes for value in weights):
+        raise ValueError("its weights share memory: they are fewer than they claim")
+    left = sum(value.numel() for value in weights)
+
+    def count(module, name, parameter):
+        nonlocal left
+        left -= parameter.numel()
+        if left < 0:
+            raise ValueError("its config asks for more weights than it holds")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 # ---- going on with a run -------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import random
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import zipfile
 
@@ -71,8 +72,8 @@ def test_fills_keep_known_frames_whatever_their_number(model):
     z = torch.randn(2, 4, 33, 8, 8)
     told = model.tokenizer([P, P])[:, None]                                          # b 1 n
     for n in (17, 33, 30):  # 30 = 17 + 13 key frames: an extended clip
-        noise = sample.Noise(0, range(2))
-        longer = sample.fill(model, z[:, :, :n], told.expand(-1, n, -1), noise, "dpm", 1, 1., 2)
+        noise = sample.Noise(map(torch.Generator().manual_seed, range(2)))
+        longer = sample.fill(model, z[:, :, :n], told.expand(-1, n, -1), noise, "dpm", 1., 2)
         assert longer.shape[2] == 2 * n - 1 and torch.equal(longer[:, :, ::2], z[:, :, :n])
         assert longer[:, :, 1::2].abs().amin((1, 3, 4)).max() > 0
 
@@ -81,15 +82,15 @@ def test_the_network_sees_known_frames_noised_as_in_training(model, monkeypatch)
     """At every level of a fill: DDPM Eq. 4 with one and the same noise from step to step."""
     unet, seen = model.unet.forward, []
 
-    def spy(z_t, t, *rest, known=None, known_mask=None, **options):
-        if known is not None:
+    def spy(z_t, t, context, mask, stride, *known):
+        if known:
             a, s = model.diffusion.scales(t, z_t)
-            seen.append(((z_t - a * known) / s)[:, :, ::2])
-        return unet(z_t, t, *rest, known=known, known_mask=known_mask, **options)
+            seen.append(((z_t - a * known[0]) / s)[:, :, ::2])
+        return unet(z_t, t, context, mask, stride, *known)
 
     monkeypatch.setattr(model.unet, "forward", spy)
-    sample.generate(model, [P], steps=30)
-    assert len(seen) == 3 and abs(seen[0].std() - 1) < .1
+    sample.generate(model, [P], steps=4)
+    assert len(seen) == sample.FILL_STEPS and abs(seen[0].std() - 1) < .1
     assert all(torch.allclose(seen[0], eps, atol=1e-2) for eps in seen)
 
 
@@ -116,6 +117,20 @@ def test_guidance_pushes_at_high_noise_only(model):
             plain, drop, guided = (sample.denoiser(model, tokens, scale)(x, t)
                                    for scale in (1, 0, 3))
             assert torch.allclose(guided, 3 * plain - 2 * drop if pushed else plain, atol=1e-5)
+
+
+def test_a_guided_prediction_is_one_pass_of_twice_the_batch(model, monkeypatch):
+    """Of either half its own captions, known frames and noise level."""
+    unet, rows = model.unet.forward, []
+    monkeypatch.setattr(model.unet, "forward",
+                        lambda x, *rest: rows.append(len(x)) or unet(x, *rest))
+    tokens, (x, known) = model.tokenizer([P, "a 9"]), torch.randn(2, 2, 4, 17, 8, 8)
+    t, shown = torch.tensor([700, 900]), (2, known, torch.arange(17).expand(2, 17) % 2 == 0)
+    with torch.no_grad():
+        guided = sample.denoiser(model, tokens, 3, *shown)(x, t)
+        plain, drop = (model.unet(x, t, *model.text_encoder(said), *shown)
+                       for said in (tokens, torch.zeros_like(tokens)))
+    assert rows == [4, 2, 2] and torch.allclose(guided, 3 * plain - 2 * drop, atol=1e-4)
 
 
 # ---- one network, more tasks ---------------------------------------------------------------------
@@ -225,7 +240,8 @@ DAMAGES = [damage(path_of(key), value) for key, value in (
     ("config vae widths", [8] * 10_000), ("config vae blocks", 10**9), ("config text heads", -1),
     ("config text layers", 10**6), ("config text length", 10**9), ("config vocabulary", None),
     ("config vocabulary", []), ("config size", "64"), ("config size", 2**20),
-    ("config predict", "noise"), ("ema", []), ("ema", {"a": 1}),
+    ("config unet emb_width", 65_536), ("config predict", "noise"), ("ema", []), ("ema", {"a": 1}),
+    ("ema more", torch.ones(1).expand(2**40)),
     ("ema vae.latent_std", torch.ones(1).expand(4)), ("bytes", bytearray(1000)),
     ("ema vae.latent_std", torch.full((4,), torch.nan)))]
 DAMAGED_RUNS = [damage(path_of(key), value) for key, value in (
@@ -403,6 +419,13 @@ def test_readme_names_every_flag_and_its_commands_parse(capsys, tmp_path, monkey
             train.parse(shlex.split(arguments))
         elif script == "sample":
             sample.parse([*shlex.split(arguments), "--out", "a.gif"])
+
+
+def test_a_clip_is_made_without_loading_a_compiler():
+    """Importing torch's takes a second of three, and many an operation imports it unasked."""
+    code = ("import sys, sample; sample.generate(sample.load(device='cpu'), ['a 3'], steps=2); "
+            "sys.exit('torch._dynamo' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_shipped_weights_load_and_obey():

@@ -9,9 +9,10 @@ from einops import rearrange
 import data
 import train
 from diffusion import Diffusion
-from model import TextToVideo
+from model import TextToVideo, amp
 from support.digitnet import DigitNet
 from support.muon import Muon
+from support.replay import Replayed
 from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import Attention, TemporalConv, UNet3D, UNetConfig
 from vae import VAE, VAEConfig, kl_to_standard_normal
@@ -89,6 +90,18 @@ def test_unknown_frames_of_known_are_ignored():
 def test_wrong_latents_are_refused_with_a_sentence():
     with pytest.raises(AssertionError, match="z_t must be"):
         unet()(torch.randn(2, 3, 5, 8, 8), *inputs()[1])
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's")
+def test_a_replayed_pass_is_the_pass_also_after_weights_changed():
+    """In place as in training, or cast to other memory; with other inputs, rows, known frames."""
+    net, (z, rest, known) = unet().cuda(), inputs()
+    values = [value.cuda() for value in (z, *rest, torch.tensor([4, 2]), *known)]
+    for change in (lambda: None, lambda: stir(net.parameters()), net.bfloat16):
+        change()
+        for given in (values, [value.flip(0) for value in values], values[:5],
+                      [value[:1] for value in values]):
+            with torch.no_grad(), amp(z.cuda().device):
+                assert torch.allclose(Replayed(net)(*given), net(*given), atol=1e-2)
 
 def text(**kw):
     torch.manual_seed(0)

@@ -32,7 +32,8 @@ class Replayed:
         if not inputs[0].is_cuda or len(inputs[0]) > ROWS or torch.is_grad_enabled():
             return self.network(*inputs)
         graphs = GRAPHS.setdefault(self.network, {})
-        key = self.weights, *((value.shape, value.dtype) for value in inputs)
+        key = (self.weights, torch.is_inference_mode_enabled(),  # its tensors never mix with others
+               *((value.shape, value.dtype) for value in inputs))
         if key not in graphs:
             graphs[key] = self.record(inputs, graphs)
         graph, still, out = graphs[key]

@@ -31,9 +31,9 @@ from unet3d import STRIDES
 CARRIED, TICKS = 4, 20  # known frames that a continuation begins with; ticks a second
 SAMPLERS = {"dpm": Diffusion.dpm, "sde": partial(Diffusion.dpm, eta=1.0), "ddim": Diffusion.ddim,
             "ddpm": Diffusion.ddpm}
-STEPS = {"dpm": 20, "sde": 20, "ddim": 50, "ddpm": 250}  # for key frames
+STEPS = {"dpm": 20, "sde": 40, "ddim": 50, "ddpm": 250}  # for key frames
 FILL_STEPS = 2          # for a fill, whatever the sampler: two were measured better than ten
-SAMPLER, GUIDANCE = "dpm", 3.0
+SAMPLER, GUIDANCE = "sde", 3.0
 GUIDED_BELOW = 0.34     # alpha_bar: guidance works where less of the signal is left (t >= 600)
 WINDOWS_AT_ONCE = 128   # sampled as one batch, to bound memory
 
@@ -108,7 +108,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     """One clip a prompt: x (b c f h w) in [-1, 1] on the model's device.
 
     num_frames: 16, 32 or 64 frames of one action of 3.2 s. steps: for the key frames; a fill takes
-    2. sampler: dpm (default), sde, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain
+    2. sampler: sde (default), dpm, ddim or ddpm. guidance_scale: 0 ignores the prompt, 1 is plain
     conditional; fills need no more. Clip i's noise depends on (seed, i) alone.
     stride: 2 or 1 makes one window of 16 frames at 10 or 20 a second, a part of the action.
     first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart; with 17 of
@@ -160,8 +160,8 @@ FLAGS = (
     ("--out", str, "sample.gif", "a .gif or .mp4 file, or .png for a strip of frames"),
     ("--frames", int, None, "16, 32 or 64 of the 3.2-second action; else 32, or 16 with --stride"),
     ("--fps", number(float, 0.1, 100), None, "frames a second of the file; else real time"),
-    ("--steps", number(int, 1, 1000), None, "denoising steps for key frames, else 20 (dpm, sde), "
-     f"50 (ddim), 250 (ddpm); a fill takes {FILL_STEPS}"),
+    ("--steps", number(int, 1, 1000), None, "denoising steps for key frames, else 20 (dpm), 40 "
+     f"(sde), 50 (ddim), 250 (ddpm); a fill takes {FILL_STEPS}"),
     ("--sampler", one_of(*STEPS), SAMPLER, "how to get from noise to a clip"),
     ("--guidance", number(float, 0, 100), GUIDANCE, "0 ignores the prompt, 1 is plain conditional"),
     ("--num", number(int, 1, 1000), 1, "clips of each prompt, shown as one grid"),

@@ -225,7 +225,8 @@ def train_stage(stage, steps, peak, run, clips, args):
                      fused=device.type == "cuda")
     mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here
     scaler = torch.amp.GradScaler(mixed, enabled=args.amp == "fp16")        # else it does nothing
-    paint, batches = clips.paint, run.batches(stage, steps, Batches(stage, clips, model.tokenizer, args))
+    batches = run.batches(stage, steps, Batches(stage, clips, model.tokenizer, args))
+    paint = clips.paint
     if args.compile and stage == "clips":   # others are too short for it. In place: names stay
         paint = torch.compile(paint, dynamic=False)
         for part in (model.vae.encoder, model.text_encoder, model.unet):
@@ -240,8 +241,9 @@ def train_stage(stage, steps, peak, run, clips, args):
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
         lr = learning_rate(step, steps, peak)
-        for group, size in zip(optimizer.param_groups, (1, MUON)):
-            group["lr"] = size * lr
+        for group in optimizer.param_groups:
+            group["lr"] = MUON * lr
+        optimizer.param_groups[0]["lr"] = lr                     # AdamW's
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad(set_to_none=True)
@@ -277,7 +279,7 @@ def write_samples(run, stage, step, clips, args):
             pair = torch.cat([x, run.ema.vae.decode(run.ema.vae.encode(x))], dim=2)
             strip = rearrange(pair, "b c two h w -> two c b h w")
         else:
-            strip = generate(run.ema, args.prompts, num_frames=16)
+            strip = generate(run.ema, args.prompts, num_frames=16, steps=20)
         write_clip(strip, run.folder / "samples" / f"{stage}_{step:06d}.png")
     except (ImportError, OSError, UserError) as error:  # strips may be lost, but not the run
         print(f"note: no sample strips: {error}", file=sys.stderr)

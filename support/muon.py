@@ -4,7 +4,6 @@ A matrix's gradient is mostly a few directions; AdamW follows those and the othe
 takes the nearest orthogonal matrix instead, in which all weigh alike. What maps no activations to
 activations stays AdamW's: words, biases, norms, and the layers next to latents and noise levels.
 """
-
 import torch
 
 ADAMW = {"word", "position", "null", "stride", "conv_in", "conv_out"}   # by their names
@@ -13,14 +12,13 @@ ADAMW = {"word", "position", "null", "stride", "conv_in", "conv_out"}   # by the
 def orthogonal(g, steps=5):
     """Roughly the nearest orthogonal matrices to g (n rows columns): a quintic iteration takes all
     singular values to 0.7 ... 1.2, with products alone, so that bfloat16 is good enough."""
-    tall = g.shape[1] > g.shape[2]
-    x = g.mT if tall else g
+    x = g.mT if g.shape[1] > g.shape[2] else g
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     x = x.bfloat16() if x.is_cuda else x
     for _ in range(steps):
         a = x @ x.mT
         x = 3.4445 * x + torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315) @ x
-    return (x.mT if tall else x).float()
+    return (x.mT if g.shape[1] > g.shape[2] else x).to(g.dtype)
 
 
 class Muon(torch.optim.AdamW):
@@ -28,28 +26,27 @@ class Muon(torch.optim.AdamW):
     W <- (1 - lr decay) W - lr √max(1, rows/columns) orthogonal(0.95 M + 0.05 G)"""
 
     def __init__(self, params, **options):
-        groups = {"params": []}, {"params": []}  # AdamW's, ours
+        groups = {"AdamW's": []}                       # the first; then one for each shape
         for name, p in params:
-            groups[p.ndim > 1 and ADAMW.isdisjoint(name.split("."))]["params"].append(p)
-        super().__init__(groups, **options)
-        self._step_supports_amp_scaling = False  # fp16: a step that overflowed is left out whole
+            ours = p.ndim > 1 and ADAMW.isdisjoint(name.split("."))
+            groups.setdefault(p.shape if ours else "AdamW's", []).append(p)
+        super().__init__([{"params": group} for group in groups.values()], **options)
+        self._step_supports_amp_scaling = False        # fp16: what overflowed is left out whole
 
     @torch.no_grad()
     def step(self):
-        group, shapes = self.param_groups[1], {}
-        for p in group["params"]:
-            if p.grad is not None:
-                shapes.setdefault((len(p), p[0].numel()), []).append(p)
+        for group in self.param_groups[1:]:
+            for p in (ps := [p for p in group["params"] if p.grad is not None]):
                 if not self.state[p]:
                     self.state[p] = {"step": torch.ones(()), "exp_avg": torch.zeros_like(p)}
-        for (rows, columns), ps in shapes.items():     # matrices of one shape are one batch
-            grads, past = [p.grad for p in ps], [self.state[p]["exp_avg"] for p in ps]
-            torch._foreach_lerp_(past, grads, 1 - 0.95)
-            ahead = torch._foreach_lerp(grads, past, 0.95)
-            o = orthogonal(torch.stack([g.reshape(rows, columns) for g in ahead]))
-            torch._foreach_mul_(ps, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(ps, [u.view_as(p) for u, p in zip(o, ps)],
-                                alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+            if ps:
+                grads, past = [p.grad for p in ps], [self.state[p]["exp_avg"] for p in ps]
+                torch._foreach_lerp_(past, grads, 0.05)
+                ahead = torch.stack(torch._foreach_lerp(grads, past, 0.95)).flatten(2)
+                size = group["lr"] * max(1, ahead.shape[1] / ahead.shape[2]) ** 0.5
+                torch._foreach_mul_(ps, 1 - group["lr"] * group["weight_decay"])
+                steps = [u.view_as(p) for u, p in zip(orthogonal(ahead), ps)]
+                torch._foreach_add_(ps, steps, alpha=-size)
             for p in ps:
                 p.grad = None                          # AdamW passes over what has none
         super().step()

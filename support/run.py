@@ -21,6 +21,7 @@ import sys
 import time
 import zipfile
 from contextlib import contextmanager
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
@@ -297,7 +298,8 @@ class Run:
             adamw, muon = {"step", "exp_avg", "exp_avg_sq"}, {"step", "exp_avg"}
             fits = all(state.keys() == keys and state["step"] > 0
                        and all(state[name].shape == p.shape for name in keys - {"step"})
-                       for group, keys in zip(optimizer.param_groups, (adamw, muon))
+                       for group, keys in zip(optimizer.param_groups,
+                                              chain([adamw], repeat(muon)))
                        for p, state in optimizer.state.items() if p in {*group["params"]})
             if self.scaler.is_enabled() and self.saved["scaler"]:  # empty if it was not fp16 so far
                 self.scaler.load_state_dict(self.saved["scaler"])

@@ -48,13 +48,13 @@ from vae import VAEConfig
 STAGES = ("vae", "stills", "clips")
 # Steps and rates were chosen to fit 20 minutes of 2 CPU cores and 9 of an H100.
 PRESETS = {
-    "tiny": dict(captions="four", vae_steps=1200, stills_steps=300, clips_steps=3000, batch_size=8,
-                 lr=1.4e-3),
+    "tiny": dict(captions="four", vae_steps=700, stills_steps=500, clips_steps=3300, batch_size=8,
+                 optimizer="adamw", lr=1e-3),
     "base": dict(captions="full", vae_steps=600, stills_steps=150, clips_steps=4800,
-                 batch_size=512, lr=1.4e-3)}
+                 batch_size=512, optimizer="muon", lr=1.4e-3)}
 SIZES = {
     "tiny": (VAEConfig(widths=(16, 32, 64), blocks=1),
-             UNetConfig(widths=(48, 96), head_dim=16, emb_width=128)),
+             UNetConfig(widths=(48, 96), head_dim=48, emb_width=128)),
     "base": (VAEConfig(), UNetConfig())}
 PER_CLIP = {"vae": 2, "stills": 4, "clips": 1}  # items a step for each clip of --batch-size
 VAE_LR = 2e-3             # peak learning rate of the autoencoder; the others take --lr
@@ -62,7 +62,7 @@ MUON = 14                 # Muon's learning rate in those of AdamW: its steps ha
 WARM_UP = 100             # steps to the full learning rate
 DROP_CAPTION = 0.1        # share of captions made the null prompt (Ho & Salimans, section 4.2)
 KNOWN_NOISE = 0.1         # std of the noise on known latents is drawn from 0 ... this
-MEASURED = 4096           # frames that the latents' mean and std are measured on
+MEASURED = 2048           # frames that the latents' mean and std are measured on
 
 
 # ---- what a step sees ----------------------------------------------------------------------------
@@ -220,15 +220,20 @@ def train_stage(stage, steps, peak, run, clips, args):
     model, device = run.model, run.model.device
     for name, part in model.named_children():
         part.requires_grad_((name == "vae") == (stage == "vae"))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = Muon(trained.items(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
-                     fused=device.type == "cuda")
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trained = [p for _, p in named]
+    rest = dict(lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
+    # with few clips a step gradients are mostly noise, and Muon follows noise in all directions
+    if stage == "vae" or args.optimizer == "muon":
+        optimizer = Muon(named, **rest)
+    else:
+        optimizer = torch.optim.AdamW(trained, **rest)
     mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here
     scaler = torch.amp.GradScaler(mixed, enabled=args.amp == "fp16")        # else it does nothing
     batches = run.batches(stage, steps, Batches(stage, clips, model.tokenizer, args))
     paint = clips.paint
     if args.compile and stage == "clips":   # others are too short for it. In place: names stay
-        paint = torch.compile(paint, dynamic=False)
+        paint = torch.compile(paint, dynamic=False) if args.data == MADE else paint  # no files
         for part in (model.vae.encoder, model.text_encoder, model.unet):
             part.compile(dynamic=False)
     # run.steps resumes, logs, saves and stops
@@ -237,9 +242,9 @@ def train_stage(stage, steps, peak, run, clips, args):
         with torch.autocast(mixed, AMP_DTYPE[args.amp], enabled=args.amp != "off"):
             loss, losses, t = step_loss(stage, model, paint, batch, g)
         scaler.scale(loss).backward()
-        average_gradients(trained.values())                      # of all processes
+        average_gradients(trained)                               # of all processes
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
         lr = learning_rate(step, steps, peak)
         for group in optimizer.param_groups:
             group["lr"] = MUON * lr
@@ -298,7 +303,8 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--stills-steps --image-steps", COUNT, None, "steps of the stills stage"),
     ("--clips-steps --steps", COUNT, None, "steps of the clips stage"),
     ("--stills-per-clip", number(int, 0, 64), 0, "stills beside each clip of the clips stage"),
-    ("--batch-size", COUNT, None, "clips a step; other stages take 2 and 8 frames for each"),
+    ("--batch-size", COUNT, None, "clips a step; other stages take 2 and 4 frames for each"),
+    ("--optimizer", one_of("muon", "adamw"), None, "of stills and clips; muon for large batches"),
     ("--lr", number(float, 1e-8, 1), None, "peak learning rate of the stills and clips stages"),
     ("--amp", one_of("auto", *AMP_DTYPE), "auto", "mixed precision; auto: bf16 on CUDA, else off"),
     ("--crop", bool, False, "own clips: cut to the middle square"),
@@ -308,7 +314,8 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--resume", bool, False, "go on with the run in --out"),
     ("--compile", bool, False, "torch.compile the U-Net: a minute to start, then faster steps"),
     SEED, DIGITS, DATA_ROOT, DEVICE)
-FIXED = ("preset", "captions", "schedule", "predict", "crop", "vae_steps", "stills_steps")
+FIXED = ("preset", "captions", "optimizer", "schedule", "predict", "crop", "vae_steps",
+         "stills_steps")
 
 
 def parse(argv):

@@ -166,9 +166,12 @@ def find_captions(root, left_out):
 
 
 def paint(outline, device="cpu"):
-    """(x (n f c h w) uint8,) -> windows (n c f h w) in [-1, 1] on `device`."""
-    x = outline[0].to(device, non_blocking=True)
-    return rearrange(x, "n f c h w -> n c f h w").float() / 127.5 - 1
+    """What an outline stands for: windows (n c f h w) in [-1, 1] on `device`."""
+    files, frame, channels = outline
+    x = np.empty((*frame.shape, channels, SIZE, SIZE), np.uint8)                     # n f c h w
+    for i, file in enumerate(files):  # a grey clip fills all channels of a colour set
+        x[i] = np.load(file, mmap_mode="r")[frame[i]]
+    return rearrange(torch.from_numpy(x).to(device), "n f c h w -> n c f h w").float() / 127.5 - 1
 
 
 class FolderClips:
@@ -243,14 +246,11 @@ class Draws:
         return paint(self.outline(ticks), device)
 
     def outline(self, ticks):
-        """Their frames as in the files, at `ticks` 0 ... 64 and before. What would begin before its
-        clip is moved to begin with the clip."""
+        """Which frames of which files they are, at `ticks` 0 ... 64 and before, and how many
+        channels. What would begin before its clip is moved to begin with the clip."""
         ticks = np.broadcast_to(ticks, (len(self.files), np.shape(ticks)[-1]))
         ticks = ticks + np.maximum(0, -self.begin - ticks.min(1))[:, None]
         # important: a clip shorter than the action is slowed down to last as long
         frame = self.begin[:, None] + ticks * self.frames.clip(max=ACTION)[:, None] // ACTION
         frame = np.minimum(frame, self.frames[:, None] - 1)                          # n f
-        x = np.empty((*frame.shape, self.channels, SIZE, SIZE), np.uint8)            # n f c h w
-        for i, file in enumerate(self.files):  # a grey clip fills all channels of a colour set
-            x[i] = np.load(file, mmap_mode="r")[frame[i]]
-        return (torch.from_numpy(x),)
+        return self.files, torch.from_numpy(frame), self.channels

@@ -47,7 +47,7 @@ def test_same_seed_same_video_and_every_sampling_flag_changes_something(trained,
     first = make(tmp_path, *plain)
     assert make(tmp_path, *plain) == first
     for change in (["--seed", "1"], ["--steps", "2"], ["--sampler", "ddim"], ["--sampler", "ddpm"],
-                   ["--sampler", "sde"],
+                   ["--sampler", "dpm"],
                    ["--guidance", "0"], ["--guidance", "7"], ["--frames", "32"],
                    ["--frames", "64"], ["--fps", "9"], ["--num", "2"], ["--stride", "2"],
                    ["--stride", "1"], ["--extend", "1"]):

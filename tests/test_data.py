@@ -54,7 +54,7 @@ def test_scenes_are_the_same_on_every_machine():
     assert choices.splitmix64(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF  # its first output
     pick = data.Chooser(3, "train", [0, 1, 10**6])
     assert pick.below("kind", 1000).tolist() == [212, 24, 317]
-    assert zlib.crc32("\n".join(FULL(500, seed=7).captions).encode()) == 3366410477
+    assert zlib.crc32("\n".join(FULL(500, seed=7).captions).encode()) == 2633405997
 
 def test_chosen_scenes_are_the_same_scenes():
     scenes = data.make_scenes(10, digits=DIGITS)

@@ -315,7 +315,7 @@ def captioned_clips(n, *, seed=0, start=0, split="train", num_frames=32, device=
     num_frames: 16 or 17, 32 or 33, 64 or 65: the whole action at 5, 10 or 20 frames a second."""
     if num_frames not in STRIDE_OF:
         raise UserError(f"num_frames is {num_frames}, but must be one of {list(STRIDE_OF)}")
-    truth = MovingMNIST(captions, split, digits)(n, seed=seed, start=start)
+    truth = make_scenes(n, seed=seed, start=start, split=split, captions=captions, digits=digits)
     x = truth.render(np.arange(num_frames) * STRIDE_OF[num_frames], device)
     return x, truth.captions, truth
 

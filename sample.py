@@ -53,6 +53,7 @@ def denoiser(model, tokens, scale, stride=4, known=None, known_mask=None):
     network, b = Replayed(model.unet), len(tokens)
 
     def predict(x, t):
+        """x (b c f h w), t (b,), all of one level -> prediction like x."""
         with amp(x.device):
             if scale in (0, 1) or model.diffusion.alpha_bar[t[0]] > GUIDED_BELOW:
                 half = slice(0, b) if scale == 0 else slice(b, 2 * b)

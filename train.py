@@ -275,9 +275,9 @@ def write_samples(run, stage, step, clips, args):
     """A strip by the averaged weights of fixed prompts and noise; of the vae, truth and rebuilt."""
     if RANK > 0:
         return
-    x = clips.paint(draw_stills(clips, args.seed, "vae", 0, 8)[0], run.model.device)
     try:
         if stage == "vae":
+            x = clips.paint(draw_stills(clips, args.seed, "vae", 0, 8)[0], run.model.device)
             pair = torch.cat([x, run.ema.vae.decode(run.ema.vae.encode(x))], dim=2)
             strip = rearrange(pair, "b c two h w -> two c b h w")
         else:
@@ -343,7 +343,7 @@ def open_clips(args):
     """What gives the run its clips: captioned Moving MNIST, or a folder of the user's own."""
     if args.data == MADE:
         digits = load_digits("train", args.digits, args.data_root)
-        args.digits = "mnist" if digits.source == "MNIST" else "drawn"  # to be resumed with
+        args.digits = digits.source.lower()  # to be resumed with
         return data.MovingMNIST(args.captions, digits=digits)
     if not os.path.isdir(args.data):
         raise UserError(f"--data {args.data} is neither {MADE} nor a folder of clips: name their "

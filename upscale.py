@@ -186,7 +186,7 @@ def work(argv):
         raise UserError("super-resolution learns from captioned Moving MNIST, whose sharp truth is "
                         "known: these weights were trained on clips in colour")
     digits = load_digits("train", args.digits, args.data_root)
-    args.digits = "mnist" if digits.source == "MNIST" else "drawn"  # to be resumed with
+    args.digits = digits.source.lower()  # to be resumed with
     torch.manual_seed(args.seed)
     upscaler = Upscaler(model.vae.config.channels)
     ema = copy.deepcopy(upscaler)

@@ -63,10 +63,11 @@ def best(model, classifier, scenes, args, n=8):
     kinds = {"four directions": scenes}
     if "standing" in model.config["vocabulary"]:
         kinds["two moving"] = test_scenes(args, args.num, "full", each=["two moving"])
-    print(f"\nbest of {n} by the denoising loss saved (guidance 1, 8 steps)")
+    print(f"\nbest of {n} by the denoising loss saved (dpm, guidance 1, 8 steps)")
     for name, chosen in kinds.items():
         prompts = [caption for caption in chosen.captions for _ in range(n)]
-        x = generate(model, prompts, num_frames=16, steps=8, guidance_scale=1, seed=args.seed)
+        x = generate(model, prompts, num_frames=16, steps=8, sampler="dpm", guidance_scale=1,
+                     seed=args.seed)
         for way, clips in (("first", x[::n]), ("best", keep_best(model, prompts, x, n, 4))):
             s = judge(clips, classifier, chosen)
             print(f"{name}, {way}: digit {s.digit_ok.mean():.1%} motion {s.motion_ok.mean():.1%} "

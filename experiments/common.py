@@ -6,7 +6,7 @@ import torch
 
 import data
 import metrics
-from model import load, pick_device
+from model import load
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, add_flags, exit_status, number)
 
 

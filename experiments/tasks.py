@@ -117,7 +117,7 @@ def samplers(model, classifier, scenes, args):
 
     print("\nguidance (dpm, 20 steps)")
     for scale in (0, 1, 2, 4, 8):
-        row(str(scale), guidance_scale=scale)
+        row(str(scale), guidance_scale=scale, sampler="dpm")
     print("\nsteps (guidance 3)")
     for name in STEPS:
         for steps in (4, 8, 16, 32, 64):

@@ -35,6 +35,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self):
+        """One step, by gradients as they are; no closure, unlike AdamW's own."""
         for group in self.param_groups[1:]:
             for p in (ps := [p for p in group["params"] if p.grad is not None]):
                 if not self.state[p]:

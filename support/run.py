@@ -244,7 +244,7 @@ class Run:
         """Yield the stage's steps, from where the checkpoint stopped if it stopped in this one."""
         first = self.first_step(stage)
         self.scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-        if self.saved and self.saved["progress"][0] == stage:
+        if self.goes_on(stage):
             self.restore_optimizer(optimizer)
         else:
             self.write_checkpoint(stage, 0, optimizer)  # so that each log has a checkpoint
@@ -278,17 +278,20 @@ class Run:
         steps = range(self.first_step(stage), total)
         return DataLoader(batches, batch_size=None, sampler=steps, **ahead)
 
-    def begin_worker(self, number):
+    def begin_worker(self, worker):
         """In a worker process: stopping is not its business, nor is the folder."""
         for number in self.before:
             signal.signal(number, signal.SIG_IGN)
         if RANK == 0:
             self.file.close()
 
+    def goes_on(self, stage):
+        """Did the checkpoint stop in this stage?"""
+        return self.saved is not None and self.saved["progress"][0] == stage
+
     def first_step(self, stage):
         """The step that a stage begins or goes on with."""
-        there = self.saved and self.saved["progress"][0] == stage
-        return self.saved["progress"][1] if there else 0
+        return self.saved["progress"][1] if self.goes_on(stage) else 0
 
     def restore_optimizer(self, optimizer):
         """Give the optimizer, and fp16's loss scaling, what the checkpoint has of them."""

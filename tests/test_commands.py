@@ -20,7 +20,7 @@ import metrics
 import sample
 import train
 import upscale
-from conftest import FEW, ROOT
+from conftest import ROOT
 from model import TextToVideo
 from support import run, video
 from support.console import UserError

@@ -20,15 +20,14 @@ from text_encoder import TextConfig, TextEncoder, Tokenizer
 from unet3d import UNet3D, UNetConfig
 from vae import VAE, VAEConfig
 
-SHIPPED = Path(__file__).parent / "checkpoints" / "base.pt"
+SHIPPED = Path(__file__).parent / "checkpoints" / "moving_mnist_captions.pt"
 WINDOW = 17     # frames that the network sees at once: 16 gaps, which fills can halve
 MOST = 65_536   # the largest size in a config; of layers and blocks there are 64 at most
 
 
 class TextToVideo(nn.Module):
     """config: "vae", "text" and "unet" hold their dataclasses' fields, "vocabulary" the words,
-    "schedule" and "predict" what `Diffusion` takes, "size" a frame's pixels a side; "tasks", if
-    there, says that training showed windows with known frames and at finer strides."""
+    "schedule" and "predict" what `Diffusion` takes, "size" a frame's pixels a side."""
 
     def __init__(self, config):
         super().__init__()

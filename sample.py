@@ -191,7 +191,6 @@ def parse(argv):
     if args.frames is None:
         args.frames = 32 if args.stride == 4 else 16
     known = args.image is not None or args.extend > 0 or args.chain
-    args.special = known or args.stride < 4  # what only training's other windows teach
     check_plan(args.frames, args.stride, known, args.sampler)
     check_clip_path(args.out)
     return args
@@ -201,10 +200,6 @@ def work(args):
     """What the command does."""
     begun = time.perf_counter()
     model = load(args.checkpoint, args.device)
-    if args.special and "tasks" not in model.config:
-        raise UserError("these weights never learned to animate a picture, to go on or to show a "
-                        "part of the action, so --image, --extend, --chain and --stride would give "
-                        "a black clip: train with train.py and name its checkpoint.pt")
     if args.upscale == 2:
         from upscale import load_upscaler, upscale
         upscaler = load_upscaler(args.checkpoint, model)  # before the long work: is there one?

@@ -49,7 +49,7 @@ STAGES = ("vae", "stills", "clips")
 # Steps were chosen to fit about 20 minutes of 2 CPU cores and 10 of an H100. With few clips a step
 # gradients are mostly noise, so the rate is lower.
 PRESETS = {
-    "tiny": dict(captions="four", vae_steps=700, stills_steps=300, clips_steps=4100, batch_size=8,
+    "tiny": dict(captions="four", vae_steps=700, stills_steps=3000, clips_steps=2400, batch_size=8,
                  lr=3e-4),
     "base": dict(captions="full", vae_steps=600, stills_steps=150, clips_steps=4800,
                  batch_size=512, lr=1.4e-3)}
@@ -360,7 +360,7 @@ def new_model(args, clips):
     return TextToVideo(dict(
         vae=asdict(replace(vae, channels=clips.channels)), unet=asdict(unet),
         text=asdict(TextConfig(len(clips.words), clips.length, unet.context_width)),
-        vocabulary=clips.words, size=data.SIZE, predict=args.predict, tasks=len(KNOWN),
+        vocabulary=clips.words, size=data.SIZE, predict=args.predict,
         schedule=auto if args.schedule == "auto" else args.schedule))
 
 

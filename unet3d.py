@@ -226,9 +226,10 @@ class UNet3D(nn.Module):
         """
         b, c, f, h, w = z_t.shape
         shrinks = 2 ** len(self.shrink)
-        assert c == self.config.latent_channels and h % shrinks == w % shrinks == 0, (
-            f"z_t must be (b {self.config.latent_channels} f h w) with sides that {shrinks} "
-            f"divides, not {tuple(z_t.shape)}")
+        fits = c == self.config.latent_channels and h % shrinks == w % shrinks == 0
+        assert fits and f <= MOST_FRAMES, (
+            f"z_t must be (b {self.config.latent_channels} f h w) of at most {MOST_FRAMES} frames "
+            f"with sides that {shrinks} divides, not {tuple(z_t.shape)}")
         if known is None:
             known, known_mask = torch.zeros_like(z_t), z_t.new_zeros(b, f)
         seen = rearrange(known_mask.to(z_t.dtype), "b f -> b 1 f 1 1")

@@ -88,8 +88,9 @@ def test_unknown_frames_of_known_are_ignored():
     assert torch.equal(net(z, *rest, 2, known, shown), net(z, *rest, 2, other, shown))
 
 def test_wrong_latents_are_refused_with_a_sentence():
-    with pytest.raises(AssertionError, match="z_t must be"):
-        unet()(torch.randn(2, 3, 5, 8, 8), *inputs()[1])
+    for shape in ((2, 3, 5, 8, 8), (2, 4, 5, 9, 8), (2, 4, 65, 8, 8)):
+        with pytest.raises(AssertionError, match="z_t must be"):
+            unet()(torch.randn(shape), *inputs()[1])
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are CUDA's")
 def test_a_replayed_pass_is_the_pass_also_after_weights_changed():

@@ -1,25 +1,41 @@
-"""Diffusion: noise schedules, the loss, guidance and three samplers.
+r"""Diffusion: learn to tell noise from data, then make data out of nothing but noise.
 
-A network that can tell what of x is noise can also take some away. Training: mix data with noise
-at a random level t and ask for the noise, the data, or a blend of the two (v). Sampling: start from
-pure noise x_T and step down the levels; at each, the network's guess of x0 says where to go.
-"Ancestral" steps also add a little fresh noise, as the true reverse process does. DDIM and
-DPM-Solver++ add none: they follow the probability-flow ODE, which ends in the same distribution.
+Training mixes clean data x0 with noise eps and asks a network which noise is in the mixture xt. It
+cannot know; its best answer is the average of all noise that may have led to xt. Yet that shows the
+way: the average is -s times the slope of log p(xt), so to take some of it away makes xt likelier.
+Far from the data the answer is vague, a blur of all there is. So sampling takes a little noise away
+and asks again: now fewer things could have led to xt, the next answer is sharper, and the last one
+is a sample. In DDPM noise comes in T = 1000 small steps; step t keeps 1 - beta_t of x's variance:
 
-Everything here sees the network only as a function model(x, t) -> prediction, so a closed form or
-another library's network can be put in its place. x is whatever is diffused, of any shape (b ...);
-t (b,) holds integers 0 ... 999, larger is noisier; alpha_bar falls from nearly 1 to nearly 0:
+    x  <-  sqrt(1 - beta_t) x + sqrt(beta_t) noise                                   (DDPM Eq. 2)
 
-    xt = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps                                (DDPM Eq. 4)
+So much of x0's variance is left after it: alpha_bar_t, the product of all 1 - beta so far, which
+falls from nearly 1 to nearly 0. Sums of Gaussian noise are Gaussian, so one jump leads to any t:
+
+    xt = a x0 + s eps,   a = sqrt(alpha_bar_t),   s = sqrt(1 - alpha_bar_t)          (DDPM Eq. 4)
+
+         v              a^2 + s^2 = 1: with x0 and eps as axes, xt goes along a circle from one to
+     eps  \             the other, turned by an angle of cosine a and sine s. Its direction there,
+      | `. \            the tangent, is v = a eps - s x0. Who knows xt and one of x0, eps and v
+      |    `xt          knows all three, so a network may be asked for any of them.
+      |    /  .
+      |  /     :        Flow matching goes straight from x0 to eps: xt = (1 - u) x0 + u eps. Its
+      |/_______:_ x0    direction is eps - x0 all the way; this is the prediction called "flow".
+
+Samplers: "ancestral" steps (ddpm) add a little fresh noise, as the true reverse process does; DDIM
+and DPM-Solver++ follow an ODE that ends in the same distribution. They see the network only as a
+function model(x, t) -> prediction, so a closed form can be put in its place. x is whatever is
+diffused, of any shape (b ...); t (b,) holds integers 0 ... 999, larger is noisier.
 
 Papers: DDPM (Ho et al. 2020, arXiv:2006.11239), improved DDPM (Nichol & Dhariwal 2021, 2102.09672),
-DDIM (Song et al. 2021, 2010.02502), v-prediction (Salimans & Ho 2022, 2202.00512), classifier-free
-guidance (Ho & Salimans 2022, 2207.12598), DPM-Solver++ (Lu et al. 2022, 2211.01095), trailing
-timesteps (Lin et al. 2024, 2305.08891).
-Run `python diffusion.py` to see the samplers land on a Gaussian whose ideal denoiser is known.
+DDIM (Song et al. 2021, 2010.02502), v (Salimans & Ho 2022, 2202.00512), flow matching (Lipman et
+al. 2023, 2210.02747; Liu et al. 2023, 2209.03003; Esser et al. 2024, 2403.03206), guidance (Ho &
+Salimans 2022, 2207.12598), DPM-Solver++ (Lu et al. 2022, 2211.01095), trailing timesteps (Lin et
+al. 2024, 2305.08891). Run `python diffusion.py` to watch noise become two bumps.
 """
 
 import math
+from functools import partial
 
 import torch
 
@@ -39,17 +55,25 @@ def cosine_alpha_bar(s=0.008, beta_max=0.999):
     return (1 - (1 - f[1:] / f[:-1]).clamp(max=beta_max)).cumprod(0)
 
 
-SCHEDULES = {"cosine": cosine_alpha_bar, "linear": linear_alpha_bar}
-PREDICTIONS = ("v", "eps", "x0")
+def flow_alpha_bar():
+    """alpha_bar (1000,) in float64 of the straight way (1 - u) x0 + u eps: x0's share of the
+    variance, as ever. u is the middle of the t-th of T equal parts, so never 1, where nothing would
+    be left of x0: samplers divide by its scale 1 - u, or take its logarithm."""
+    u = (torch.arange(T, dtype=torch.float64) + 0.5) / T
+    return (1 - u) ** 2 / ((1 - u) ** 2 + u ** 2)
+
+
+SCHEDULES = {"cosine": cosine_alpha_bar, "linear": linear_alpha_bar, "flow": flow_alpha_bar}
+PREDICTIONS = ("v", "eps", "x0", "flow")
 SAMPLERS = ("dpm", "ddim", "ddpm")
 
 
 def guide(unconditional, conditional, scale):
     """Guided prediction: 0 is unconditional, 1 conditional; scale = 1 + w of Ho & Salimans Eq. 6.
 
-    What the network says with the caption minus what it says without is the direction in which the
-    caption pulls; a scale over 1 goes further that way, for more obedience and less variety.
-    Exact for eps, v and x0 alike, because at a given xt each is an affine function of the others.
+    What the network says with the caption minus what it says without is where the caption pulls; a
+    scale over 1 goes further that way, for more obedience and less variety.
+    Exact whatever is predicted, because at a given xt each is an affine function of the others.
     """
     return unconditional + scale * (conditional - unconditional)
 
@@ -63,8 +87,7 @@ def timesteps(steps):
 
 
 def jumps(steps):
-    """The sampler's (t, t_prev): from each level to the next, less noisy one; at last to -1, which
-    means no noise at all."""
+    """The sampler's (t, t_prev), from each level to the next; the last is -1, no noise at all."""
     levels = timesteps(steps)
     return list(zip(levels, levels[1:] + [-1]))
 
@@ -99,57 +122,60 @@ def every(x, t):
 
 class Diffusion:
     """A schedule and the meaning of the network's output: what training and sampling must share.
-
-    schedule: "cosine" or "linear"; predict: "v", "eps" or "x0", what the network returns.
-    """
+    Any of SCHEDULES goes with any of PREDICTIONS; flow matching is ("flow", "flow")."""
 
     def __init__(self, schedule="cosine", predict="v"):
         if schedule not in SCHEDULES or predict not in PREDICTIONS:
             raise ValueError(f"unknown schedule {schedule!r} or prediction {predict!r}: choose "
                              f"from {list(SCHEDULES)} and {list(PREDICTIONS)}")
         self.alpha_bar, self.predict = SCHEDULES[schedule](), predict
-        # index -1, "before step 0", has alpha_bar = 1: no noise at all
-        clean = torch.cat([self.alpha_bar, self.alpha_bar.new_ones(1)])
+        clean = torch.cat([self.alpha_bar, self.alpha_bar.new_ones(1)])  # index -1: no noise at all
         self.signal, self.noise = clean.sqrt(), (1 - clean).sqrt()
+        self.power = torch.ones_like(clean)
+        if schedule == "flow":  # from the circle, power a^2 + s^2 = 1, to the line a + s = 1
+            size = self.signal + self.noise
+            self.signal, self.noise, self.power = self.signal / size, self.noise / size, size ** -2
 
-    # ---- the process, and three names for one prediction -----------------------------------------
+    # ---- the process, and four names for one prediction ------------------------------------------
 
-    def scales(self, t, like):
-        """a = sqrt(alpha_bar_t) and s = sqrt(1 - alpha_bar_t): for levels t (b,) shaped to multiply
-        `like` (b ...), for one level t, an int that all share, two numbers.
+    def at(self, t, table, like):
+        """A table at levels t (b,), shaped to multiply `like` (b ...); at an int t, a number.
 
         important: the tables are float64 and cast last. In float32, 1 - alpha_bar loses its digits
         near t = 0, and with them the small variances of the last steps. t = -1 is no noise at all.
         """
         if isinstance(t, int):
-            return self.signal[t].item(), self.noise[t].item()
-        shape = -1, *[1] * (like.ndim - 1)
-        return [table.to(like.dtype).to(like.device)[t].reshape(shape)
-                for table in (self.signal, self.noise)]
+            return table[t].item()
+        return table.to(like.dtype).to(like.device)[t].reshape(-1, *[1] * (like.ndim - 1))
+
+    def scales(self, t, like):
+        """a and s at t: √ᾱ and √(1−ᾱ), but 1 - u and u of the schedule "flow"."""
+        return self.at(t, self.signal, like), self.at(t, self.noise, like)
 
     def q_sample(self, x0, t, eps):
-        """xt = √ᾱ·x0 + √(1−ᾱ)·ε   (DDPM Eq. 4)"""
+        """xt = a·x0 + s·ε   (DDPM Eq. 4: √ᾱ·x0 + √(1−ᾱ)·ε)"""
         a, s = self.scales(t, x0)
         return a * x0 + s * eps
 
     def target(self, x0, t, eps):
-        """What the network should return: ε, x0 or v = √ᾱ·ε − √(1−ᾱ)·x0  (Salimans & Ho, app. D)
+        """What the network should return: ε, x0, ε − x0 or v = a·ε − s·x0 (Salimans & Ho, app. D)
 
         Near pure noise xt is nearly ε, so ε can be copied and says nothing of x0. Near clean data
-        xt is nearly x0, and x0 can be copied. At either end v asks for what cannot be copied, and
-        `to_x0_eps` never divides by a number near zero.
+        xt is nearly x0, and x0 can be copied. At either end v and flow ask for what cannot be
+        copied, and `to_x0_eps` never divides by a number near zero.
         """
         a, s = self.scales(t, x0)
-        return {"eps": eps, "x0": x0, "v": a * eps - s * x0}[self.predict]
+        return {"eps": eps, "x0": x0, "v": a * eps - s * x0, "flow": eps - x0}[self.predict]
 
     def to_x0_eps(self, prediction, xt, t):
-        """(x0, eps) from a prediction at xt: Eq. 4 solved for what is missing. Exact inverses.
-
-        (xt, v) is (x0, eps) turned by an angle with cosine a and sine s, so v turns back.
-        """
+        """(x0, eps) from a prediction at xt: what `q_sample` and `target` say, solved for both.
+        (xt, v) is (x0, eps) turned by an angle with cosine a and sine s, so v turns back."""
         a, s = self.scales(t, xt)
         if self.predict == "v":
-            return a * xt - s * prediction, s * xt + a * prediction
+            power = self.at(t, self.power, xt)
+            return (a * xt - s * prediction) / power, (s * xt + a * prediction) / power
+        if self.predict == "flow":
+            return (xt - s * prediction) / (a + s), (xt + a * prediction) / (a + s)
         if self.predict == "x0":
             return prediction, (xt - a * prediction) / s
         return (xt - s * prediction) / a, prediction
@@ -167,9 +193,10 @@ class Diffusion:
         """Mean and variance of q(x_prev | xt, x0)   (DDPM Eq. 6 and 7), for any t_prev < t."""
         a, s = self.scales(t, xt)
         a_prev, s_prev = self.scales(t_prev, xt)
-        alpha = (a / a_prev) ** 2  # of the whole jump t_prev -> t; 1 - alpha is its beta
-        mean = (a_prev * (1 - alpha) * x0 + (a / a_prev) * s_prev ** 2 * xt) / s ** 2
-        return mean, s_prev ** 2 / s ** 2 * (1 - alpha)
+        alpha = (a / a_prev) ** 2  # of the whole jump t_prev -> t; on the circle beta = 1 - alpha
+        beta = self.at(t, self.power, xt) - alpha * self.at(t_prev, self.power, xt)
+        mean = (a_prev * beta * x0 + (a / a_prev) * s_prev ** 2 * xt) / s ** 2
+        return mean, s_prev ** 2 / s ** 2 * beta
 
     # ---- samplers: one signature, sampler(model, x_T, steps) -> x0 -------------------------------
 
@@ -185,7 +212,8 @@ class Diffusion:
 
     @torch.no_grad()
     def ddim(self, model, x_T, steps, eta=0.0, noise=torch.randn_like):
-        """DDIM (Song et al. Eq. 12 and 16): deterministic at eta 0, DDPM's variance at eta 1."""
+        """DDIM (Song et al. Eq. 12 and 16): deterministic at eta 0, DDPM's variance at eta 1. Of
+        flow at eta 0 it is Euler's step, x + (u' − u)·(ε − x0)."""
         x = x_T
         for t, t_prev in jumps(steps):
             x0, eps = self.to_x0_eps(model(x, every(x, t)), x, t)
@@ -200,13 +228,17 @@ class Diffusion:
     @torch.no_grad()
     def dpm(self, model, x_T, steps, eta=0.0, noise=torch.randn_like):
         """DPM-Solver++(2M) (Lu et al. 2022 Alg. 2), the midpoint form: second order in the
-        half log-SNR λ = log(√ᾱ / √(1−ᾱ)), first order at the first and the last step. With eta 1
-        its SDE form, which forgets a part of x at each step and draws fresh noise for it."""
-        x, x0_last, h_last = x_T, None, None  # each step, h long in λ: x' = s'/s·x − a'·(e⁻ʰ−1)·D
+        half log-SNR λ = log(a/s), first order at the first and the last step. With eta 1 its SDE
+        form, which forgets a part of x at each step and draws fresh noise for it."""
+        # xt = a·x0 + s·ε, so x/s = e^λ·x0 + ε. A small DDIM step takes the guesses x0 and ε to the
+        # next level, x'/s' = e^λ'·x0 + ε. The difference has no ε: x'/s' − x/s = (e^λ' − e^λ)·x0.
+        # Add such steps up to one, h = λ' − λ long, with D for x0 all the way, and multiply by s',
+        # where e^λ' = a'/s':  x' = s'/s·x − a'·(e⁻ʰ − 1)·D.  D = x0 is DDIM; here D is x0 midway.
+        x, x0_last, h_last = x_T, None, None
         for t, t_prev in jumps(steps):
             x0, _ = self.to_x0_eps(model(x, every(x, t)), x, t)
             if t_prev == -1:
-                return x0                  # λ is infinite at ᾱ = 1: all that is left is x0
+                return x0                  # λ is infinite at s = 0: all that is left is x0
             a, s = self.scales(t, x)
             a_prev, s_prev = self.scales(t_prev, x)
             h = math.log(a_prev / s_prev) - math.log(a / s)
@@ -221,24 +253,33 @@ class Diffusion:
 
 
 if __name__ == "__main__":
-    mean, std, n = 2.0, 0.5, 20_000
-    diffusion = Diffusion("cosine", "v")
+    CENTRES, STD, N = torch.tensor([-2.0, 2.0], dtype=torch.float64), 0.5, 20_000
+    COSINE, FLOW = Diffusion("cosine", "v"), Diffusion("flow", "flow")
 
-    def ideal(x, t):
-        """v of E[x0 | xt] where x0 ~ N(mean, std^2): the best any network could learn."""
+    def ideal(diffusion, x, t):
+        """What is best to say of two bumps: E[x0 | xt] of each, by its share in what led to xt."""
         a, s = diffusion.scales(t, x)
-        x0 = mean + a * std ** 2 * (x - a * mean) / (a ** 2 * std ** 2 + s ** 2)
-        return (a * x - x0) / s
+        variance, off = a ** 2 * STD ** 2 + s ** 2, x - a * CENTRES                  # n 1, n 2
+        share = (-off ** 2 / (2 * variance)).softmax(1)
+        x0 = (share * (CENTRES + a * STD ** 2 / variance * off)).sum(1, keepdim=True)
+        return diffusion.target(x0, t, (x - a * x0) / s)
+
+    def show(name, x):
+        counts = x.histc(64, -4, 4)
+        print(f"{name:8s}" + "".join(" .:-=+*#%@"[int(9.99 * c)] for c in counts / counts.max()))
+
+    def watched(x, t):
+        if t[0] % 200 == 199:
+            show(f"t = {t[0]}", x)
+        return ideal(COSINE, x, t)
 
     torch.manual_seed(0)
-    x_T = torch.randn(n, 1, dtype=torch.float64)
-    print(f"truth          mean {mean:.3f}  std {std:.3f}")
-    for name in SAMPLERS:
-        for steps in (5, 20, 100):
-            x = getattr(diffusion, name)(ideal, x_T, steps)
-            print(f"{name:5s}{steps:4d} steps  mean {x.mean():.3f}  std {x.std():.3f}")
-    print("\nx0 = 1 on its way to noise (alpha_bar, then xt with eps = -1):")
-    for t in (0, 250, 500, 750, 999):
-        one = torch.ones(1, 1)
-        xt = diffusion.q_sample(one, torch.tensor([t]), -one)
-        print(f"  t {t:3d}  alpha_bar {diffusion.alpha_bar[t]:.5f}  xt {xt.item():+.3f}")
+    x_T = torch.randn(N, 1, dtype=torch.float64)
+    print("noise on its way to data, from -4 to 4, by dpm in 20 steps")
+    show("samples", COSINE.dpm(watched, x_T, 20))
+    show("truth", CENTRES[torch.randint(2, (N, 1))] + STD * torch.randn_like(x_T))
+    print("\nthe right bump's mean and std after 5, 20 and 100 steps (in truth 2.00 0.50)")
+    for name, sampler, way in (("dpm", Diffusion.dpm, COSINE), ("ddim", Diffusion.ddim, COSINE),
+                               ("ddpm", Diffusion.ddpm, COSINE), ("flow", Diffusion.ddim, FLOW)):
+        ends = [sampler(way, partial(ideal, way), x_T, steps) for steps in (5, 20, 100)]
+        print(f"{name:8s}", *(f" {x[x > 0].mean():.2f} {x[x > 0].std():.2f} " for x in ends))

@@ -291,6 +291,8 @@ def write_samples(run, stage, step, clips, args):
 
 MADE = "moving_mnist_captions"  # the data that is made on the fly
 AMP_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+AUTO = {"v": "cosine", "x0": "cosine", "flow": "flow",   # --schedule for a --predict
+        "eps": "linear"}                                 # which needs alpha_bar well above 0
 COUNT = number(int, 1, 10**6)
 FLAGS = (  # a default of None is the preset's; on --resume all defaults are the run's own
     ("--data", str, MADE, "captions made on the fly, or a folder of captioned clips (README)"),
@@ -304,8 +306,8 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--lr", number(float, 1e-8, 1), None, "peak learning rate of the stills and clips stages"),
     ("--amp", one_of("auto", *AMP_DTYPE), "auto", "mixed precision; auto: bf16 on CUDA, else off"),
     ("--crop", bool, False, "own clips: cut to the middle square"),
-    ("--schedule", one_of("auto", *SCHEDULES), "auto", "auto: cosine, but linear for eps"),
-    ("--predict", one_of(*PREDICTIONS), "v", "what the U-Net predicts"),
+    ("--schedule", one_of("auto", *SCHEDULES), "auto", "auto: cosine; eps: linear; flow: flow"),
+    ("--predict", one_of(*PREDICTIONS), "v", "what the U-Net predicts; flow: flow matching"),
     ("--out", str, None, "the run's folder; else runs/DATA"),
     ("--resume", bool, False, "go on with the run in --out"),
     ("--compile", bool, False, "torch.compile the U-Net: a minute to start, then faster steps"),
@@ -355,13 +357,12 @@ def open_clips(args):
 def new_model(args, clips):
     """A network of the preset's size for the clips' words and colours, born of the seed."""
     vae, unet = SIZES[args.preset]
-    auto = "linear" if args.predict == "eps" else "cosine"  # eps needs alpha_bar well above 0
     torch.manual_seed(args.seed)
     return TextToVideo(dict(
         vae=asdict(replace(vae, channels=clips.channels)), unet=asdict(unet),
         text=asdict(TextConfig(len(clips.words), clips.length, unet.context_width)),
         vocabulary=clips.words, size=data.SIZE, predict=args.predict,
-        schedule=auto if args.schedule == "auto" else args.schedule))
+        schedule=AUTO[args.predict] if args.schedule == "auto" else args.schedule))
 
 
 def train(args, saved):

@@ -1,8 +1,18 @@
 """The autoencoder: frames -> small latents -> frames, so diffusion has 16 times fewer numbers to
 predict (48 times in colour).
 
-A KL-regularised autoencoder (Kingma & Welling 2014, arXiv:1312.6114; Rombach et al. 2022, "Latent
-Diffusion", 2112.10752, section 3.1) that sees each frame alone and makes it 8 times smaller a side.
+An encoder squeezes a frame into few numbers, its latents; a decoder rebuilds the frame from them.
+Trained as one on the error of what is rebuilt, they learn what is worth keeping. But latents would
+lie anywhere, and a decoder may show anything between those it has seen, where diffusion, never
+quite exact, would land. So a *variational* autoencoder (VAE) makes of a frame a small cloud, a mean
+and a std for every latent, and rebuilds from a point drawn in it: all the cloud must come out as
+that frame, and neighbours as neighbours. Clouds could still shrink to points, or flee each other.
+KL, the distance of a cloud from N(0, 1), forbids it; it also rubs details out, for if every cloud
+was N(0, 1) none would tell frames apart. Who draws new latents from N(0, 1) itself must pay that
+price; here diffusion learns where they lie, so a tiny weight does: latents stay near 0 and smooth.
+
+This one (Kingma & Welling 2014, arXiv:1312.6114; Rombach et al. 2022, "Latent Diffusion",
+2112.10752, section 3.1) sees each frame alone and makes it 8 times smaller a side.
 
     encode: x (b c f h w) pixels in [-1, 1]  ->  z (b 4 f h/8 w/8) latents with mean 0 and std 1
     decode: z  ->  x
@@ -151,16 +161,15 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     x, _, _ = captioned_clips(6, num_frames=16, digits=load_digits("train", "drawn"))
     frames = rearrange(x, "b c f h w -> (b f) c h w")
-    vae = VAE(VAEConfig())
-    print(f"{sum(p.numel() for p in vae.parameters()):,} parameters")
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3)
-    for step in range(121):
+    vae = VAE(VAEConfig(widths=(16, 32, 64), blocks=1))  # as train.py's tiny preset
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3)
+    for step in range(401):
         batch = frames[torch.randint(len(frames), (16,))]
         loss, mse, kl = vae.loss(batch, torch.randn(16, 4, 8, 8))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 20 == 0:
+        if step % 50 == 0:
             decibels = 10 * (4 / mse).log10()  # full-range peak: pixels span 2
             print(f"step {step:3d}  PSNR {decibels:.1f} dB  KL {kl:.0f} nats a frame")
     vae.measure_latents([frames])

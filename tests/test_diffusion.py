@@ -17,7 +17,7 @@ def ideal(diffusion):
         a, s = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
         x0 = MEAN + a * STD ** 2 * (x - a * MEAN) / (alpha_bar * STD ** 2 + s ** 2)
         eps = (x - a * x0) / s
-        return {"x0": x0, "eps": eps, "v": a * eps - s * x0}[diffusion.predict]
+        return {"x0": x0, "eps": eps, "v": a * eps - s * x0, "flow": eps - x0}[diffusion.predict]
     return model
 
 def errors(diffusion, sampler, steps):
@@ -106,6 +106,59 @@ def test_samplers_find_the_distribution_whatever_is_predicted(sampler, predict):
     x = getattr(diffusion, sampler)(ideal(diffusion), torch.randn(4000, 1).double(), 100)
     assert x.mean().item() == pytest.approx(MEAN, abs=0.04)
     assert x.std().item() == pytest.approx(STD, abs=0.03)
+
+# ---- flow matching: xt = (1 - u) x0 + u eps, u = (t + 1/2)/1000, and the target eps - x0 ---------
+
+FLOW, U = Diffusion("flow", "flow"), (torch.arange(T, dtype=torch.float64) + .5) / T
+
+def ideal_flow(x, t):
+    """E[eps - x0 | xt] for data N(MEAN, STD^2): eps - x0 and xt are jointly Gaussian."""
+    u = U[t][:, None]
+    covariance, variance = u - (1 - u) * STD ** 2, (1 - u) ** 2 * STD ** 2 + u ** 2
+    return -MEAN + covariance / variance * (x - (1 - u) * MEAN)
+
+def test_flow_goes_straight_and_alpha_bar_is_the_datas_share_of_the_variance():
+    a, s = FLOW.scales(torch.arange(T), torch.zeros(T, dtype=torch.float64))
+    assert torch.allclose(a, 1 - U, rtol=1e-8) and torch.allclose(s, U, rtol=1e-8)
+    assert torch.allclose(FLOW.alpha_bar, a ** 2 / (a ** 2 + s ** 2), rtol=1e-8)
+    assert FLOW.scales(-1, a) == (1, 0)
+    x0, eps = torch.randn(2, 5, 3)
+    assert torch.equal(FLOW.target(x0, torch.arange(5), eps), eps - x0)
+
+@pytest.mark.parametrize("predict", PREDICTIONS)
+def test_every_prediction_is_undone_on_the_line_too(predict):
+    diffusion, t = Diffusion("flow", predict), torch.arange(T)
+    x0, eps = torch.randn(2, T, 3, dtype=torch.float64)
+    back = diffusion.to_x0_eps(diffusion.target(x0, t, eps), diffusion.q_sample(x0, t, eps), t)
+    assert torch.allclose(back[0], x0, atol=1e-9) and torch.allclose(back[1], eps, atol=1e-9)
+
+def test_ddim_of_flow_is_eulers_step():
+    model = lambda x, t: torch.sin(3 * x) + t[:, None] / T
+    x = x_T = torch.randn(50, 2, dtype=torch.float64)
+    levels = timesteps(7)
+    for t, u, u_next in zip(levels, U[levels], [*U[levels[1:]], 0]):
+        x = x + (u_next - u) * model(x, torch.full((50,), t))
+    assert torch.allclose(FLOW.ddim(model, x_T, 7), x, rtol=1e-9, atol=1e-9)
+
+@pytest.mark.parametrize("sampler,eta", [(name, 0.) for name in SAMPLERS] + [("dpm", 1.)])
+def test_samplers_of_flow_find_the_distribution(sampler, eta):
+    torch.manual_seed(0)
+    options = {"eta": eta} if eta else {}
+    x = getattr(FLOW, sampler)(ideal_flow, torch.randn(4000, 1).double(), 100, **options)
+    assert x.mean().item() == pytest.approx(MEAN, abs=.04)
+    assert x.std().item() == pytest.approx(STD, abs=.03)
+
+def test_posterior_of_flow_is_bayes_rule():
+    """The jump from u to v is xt = r x_prev + noise of variance v² − r² u², r = (1 − v)/(1 − u)."""
+    t, t_prev = torch.tensor([[700], [450]])
+    x0, xt = torch.randn(2, 1, 5, dtype=torch.float64)
+    u, v = U[t_prev], U[t]
+    r = (1 - v) / (1 - u)
+    jump = v ** 2 - r ** 2 * u ** 2
+    precision = r ** 2 / jump + 1 / u ** 2
+    mean, variance = FLOW.posterior(x0, xt, t, t_prev)
+    assert torch.allclose(mean, (r * xt / jump + (1 - u) * x0 / u ** 2) / precision)
+    assert torch.allclose(variance, 1 / precision)
 
 def test_dpm_solver_beats_ddim_at_ten_steps():
     assert errors(COSINE, "dpm", 10).mean() < errors(COSINE, "ddim", 10).mean() / 2

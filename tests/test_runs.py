@@ -43,7 +43,7 @@ def test_training_writes_a_checkpoint_weights_and_a_log_without_nan(trained):
 CHANGES = [["--vae-steps", "2"], ["--image-steps", "1"], ["--steps", "2"], ["--batch-size", "1"],
            ["--lr", "0.01"], ["--seed", "5"], ["--captions", "full"], ["--schedule", "linear"],
            ["--stills-per-clip", "2"], ["--predict", "eps"], ["--predict", "x0"],
-           ["--preset", "base"], ["--amp", "bf16"], ["--amp", "fp16"]]
+           ["--predict", "flow"], ["--preset", "base"], ["--amp", "bf16"], ["--amp", "fp16"]]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=" ".join)

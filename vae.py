@@ -2,14 +2,13 @@
 predict (48 times in colour).
 
 An encoder squeezes a frame into few numbers, its latents; a decoder rebuilds the frame from them.
-Trained as one on the error of what is rebuilt, they learn what is worth keeping. But latents would
-lie anywhere, and a decoder may show anything between those it has seen, where diffusion, never
-quite exact, would land. So a *variational* autoencoder (VAE) makes of a frame a small cloud, a mean
-and a std for every latent, and rebuilds from a point drawn in it: all the cloud must come out as
-that frame, and neighbours as neighbours. Clouds could still shrink to points, or flee each other.
-KL, the distance of a cloud from N(0, 1), forbids it; it also rubs details out, for if every cloud
-was N(0, 1) none would tell frames apart. Who draws new latents from N(0, 1) itself must pay that
-price; here diffusion learns where they lie, so a tiny weight does: latents stay near 0 and smooth.
+They learn as one, from the error of what is rebuilt, what is worth keeping. But then a decoder
+knows only the very points it has seen, and diffusion, never quite exact, lands beside them. So a
+*variational* autoencoder (VAE) makes a frame a small cloud, a mean and a std for every latent, and
+rebuilds from a point drawn in it: all of the cloud must come out as that frame. Lest clouds shrink
+to points or flee each other, KL, their distance from N(0, 1), is added to the error. Its weight is
+tiny, for clouds that all were N(0, 1) would say nothing of their frames. To draw new latents from
+N(0, 1) needs a large one, and blurs; here diffusion learns where they lie, so near 0 is enough.
 
 This one (Kingma & Welling 2014, arXiv:1312.6114; Rombach et al. 2022, "Latent Diffusion",
 2112.10752, section 3.1) sees each frame alone and makes it 8 times smaller a side.

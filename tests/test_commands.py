@@ -78,6 +78,14 @@ def test_fills_keep_known_frames_whatever_their_number(model):
         assert longer[:, :, 1::2].abs().amin((1, 3, 4)).max() > 0
 
 
+def test_a_fill_hears_the_caption_of_its_middle_frame(monkeypatch):
+    heard, told = [], torch.arange(30)[None, :, None].expand(2, -1, 1)               # b f n
+    monkeypatch.setattr(sample, "sample", lambda model, tokens, *rest, **named: (
+        heard.append(tokens[:, 0].tolist()) or torch.zeros(len(tokens), 4, 17, 8, 8)))
+    sample.fill(None, torch.zeros(2, 4, 30, 8, 8), told, None, "dpm", 1., 2)
+    assert heard == [[4, 12, 20, 25] * 2]      # the last window begins earlier, to end with z
+
+
 def test_the_network_sees_known_frames_noised_as_in_training(model, monkeypatch):
     """At every level of a fill: DDPM Eq. 4 with one and the same noise from step to step."""
     unet, seen = model.unet.forward, []

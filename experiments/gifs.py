@@ -13,11 +13,13 @@ import data
 from sample import generate
 
 LINE = -.5  # grey between clips, in [-1, 1]
+GREYS = 64  # of a GIF: without noise in the last bits files are half as large, and look the same
 
 
 def beside(x):
     """Clips x (b c f h w) -> one (c f h w'), side by side with a grey pixel between."""
-    lined = F.pad(x.cpu(), (0, 1), value=LINE)
+    x = ((x.cpu() + 1) / 2 * (GREYS - 1)).round() / (GREYS - 1) * 2 - 1
+    lined = F.pad(x, (0, 1), value=LINE)
     return rearrange(lined, "b c f h w -> c f h (b w)")[..., :-1]
 
 

@@ -143,14 +143,14 @@ def unet(model, plt):
 
 def windows(model, plt):
     """The windows that training shows, on the action's clock."""
-    kinds = ((train.KEYS, 0, 4, "KEYS: text → clip", "4"),
-             (train.IMAGE, 0, 4, "IMAGE: picture → clip", "4"),
-             (train.CONTINUE, -12, 4, "CONTINUE: 4 frames → clip", "4"),
-             (train.FILL, 16, 2, "FILL: every other frame", "2 or 1"),
-             (train.PART, 36, 1, "PART of a straight motion", "2 or 1"),
-             (train.PART, 16, 2, "PART of a turn or bounce", "2 or 1"))
+    kinds = ((train.KEYS, 0, 4, "KEYS: text → clip", "stride 4"),
+             (train.IMAGE, 0, 4, "IMAGE: picture → clip", "stride 4"),
+             (train.CONTINUE, -12, 4, "CONTINUE: 4 frames → clip", "stride 4"),
+             (train.FILL, 16, 2, "FILL: every other frame", "stride 2 or 1"),
+             (train.PART, 36, 1, "PART of a straight motion", "stride 2 or 1"),
+             (train.PART, 16, 2, "PART of a turn or bounce", "the same one"))
     figure, ax = plt.subplots(figsize=(8, 2.8))
-    for row, (task, start, stride, name, strides) in enumerate(kinds):
+    for row, (task, start, stride, name, note) in enumerate(kinds):
         known = train.KNOWN[task]
         if name.endswith("bounce"):  # random frames are known; training draws them like this
             known = torch.rand(WINDOW, generator=seeded(0, "windows")).numpy() < .5
@@ -158,8 +158,7 @@ def windows(model, plt):
         for tick, shown in zip(ticks, known):
             ax.bar(tick, .7, width=.8 * min(stride, 3), bottom=row - .35,
                    color=BLUE if shown else PALE, edgecolor=BLUE, lw=.6)
-        ax.text(67, row, f"{(train.TASKS == task).sum()} of 16, stride {strides}", va="center",
-                color="grey")
+        ax.text(67, row, f"{(train.TASKS == task).sum()} of 16, {note}", va="center", color="grey")
     ax.axvspan(-.9, 64.9, color="black", alpha=.04, lw=0)
     ax.set_yticks(range(len(kinds)), [name for *_, name, _ in kinds])
     ax.set(xlabel="tick of 1/20 s; the action lasts from 0 to 64 (dark: known frames, pale: to be "

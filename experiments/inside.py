@@ -252,7 +252,7 @@ def unsteady(shown, scenes, i):
     if shown.count[i] == 1 and shown.steady[i, 0] == 1:
         return None
     digits = " ".join("?" if digit < 0 else str(digit) for digit in shown.frames[i, 0])
-    return f"it becomes another digit\n(read: {digits})"
+    return f"not the same digit in every frame\n(read: {digits})"
 
 
 def failures(model, plt):
@@ -261,7 +261,7 @@ def failures(model, plt):
     two = data.make_scenes(64, split="test", digits=digits, each=["two moving"])
     one = data.make_scenes(64, split="test", captions="four", digits=digits)
     unnamed = [f"a digit moving {caption.split()[-1]}" for caption in one.captions]
-    figure, axes = plt.subplots(8, 1, figsize=(8, 9.2))
+    figure, axes = plt.subplots(8, 1, figsize=(8, 8.2))
     for four, (kind, scenes, prompts, judged) in zip(axes.reshape(2, 4), (
             ("two moving digits", two, two.captions, two_wrong),
             ("a digit that is not named", one, unnamed, unsteady))):
@@ -269,6 +269,6 @@ def failures(model, plt):
         for ax, (x, text) in zip(four, found):
             show(ax, tiles(x[None]))
             ax.set_title(text, size=7.5, loc="left")
-        heading = f"{kind}: {len(found)} of {len(prompts)} clips fail, the first are"
+        heading = f"{kind.upper()}: {len(found)} of {len(prompts)} clips fail, the first are"
         four[0].set_title(f"{heading}\n{four[0].get_title(loc='left')}", size=7.5, loc="left")
     return figure

@@ -16,8 +16,8 @@ import metrics
 from diffusion import Noise
 from experiments.common import decode, encode
 from model import WINDOW, seeded
-from sample import SAMPLERS, STEPS, denoiser, generate
-from support.video import grid
+from sample import SAMPLERS, STEPS, denoiser, generate, sample
+from support.video import LINE, grid
 from unet3d import FRAME_WAVES, WAVE_BASE, sinusoid
 from vae import psnr
 
@@ -29,6 +29,14 @@ def tiles(x):
     """Clips x (b c=1 f h w) in [-1, 1] -> one picture (h' w'): a row each, frames side by side."""
     frames = rearrange((x.cpu().clamp(-1, 1) + 1) * 127.5, "b c f h w -> (b f) c h w")
     return grid(frames, x.shape[2])[..., 0]
+
+
+def cut(strip, side=64):
+    """A strip (h' w') of train.py -> frames (b f 1 side side). Those of older runs have no lines."""
+    line = LINE if strip.shape[1] % side else 0
+    lined = F.pad(strip, (0, line, 0, line))
+    cells = rearrange(lined, "(b h) (f w) -> b f 1 h w", h=side + line, w=side + line)
+    return cells[..., :side, :side]
 
 
 def show(ax, picture):
@@ -116,10 +124,8 @@ def attention(model, plt):
     blocks = {name: block.cross for name, block in model.unet.named_modules()
               if name.rpartition(".")[0] in ("down", "up") or name == "middle"}
     hooks = [cross.register_forward_hook(hook) for cross in blocks.values()]
-    noise = Noise([seeded(0, 0)])
-    x_T = noise(torch.empty(1, *model.window))
-    network = denoiser(model, model.tokenizer([prompt]), 3)
-    z = SAMPLERS["sde"](model.diffusion, network, x_T, STEPS["sde"], noise=noise)
+    z = sample(model, model.tokenizer([prompt]), Noise([seeded(0, 0)]), "sde", STEPS["sde"],
+               scale=3, stride=4)
     for handle in hooks:
         handle.remove()
     light = (decode(model, z)[0, 0] + 1) / 2                                     # f h w
@@ -131,7 +137,8 @@ def attention(model, plt):
         weight = torch.stack(seen[cross]).mean(0)                                # f s m
         side = round(weight.shape[1] ** .5)
         ink = F.adaptive_avg_pool2d(light, side).flatten(1)                      # f s
-        heard = einsum(ink / ink.sum(1, keepdim=True), weight, "f s, f s m -> m f")
+        share = ink / ink.sum(1, keepdim=True).clamp(min=1e-6)
+        heard = einsum(share, weight, "f s, f s m -> m f")
         image = ax.imshow(heard, cmap="viridis", aspect="auto", vmin=0)
         ax.set_yticks(range(len(words)), words)
         ax.set(xticks=range(0, WINDOW, 4), ylabel=f"{name}, {side}×{side}")
@@ -197,12 +204,10 @@ def training(model, plt):
     prompts = {5: "the number seven going up and the number 2 moving right then left",
                6: "the number eight sliding up then down and the 2 sliding quickly up"}
     figure, axes = plt.subplots(len(prompts), 1, figsize=(6.4, 5.2))
+    clips = [cut(torch.from_numpy(imageio.imread(DOCS / "pictures/training" / f"{name}.png") / 1.))
+             for name, _ in strips]
     for ax, (row, prompt) in zip(axes, prompts.items()):
-        rows = [imageio.imread(DOCS / "pictures" / "training" / f"{name}.png")
-                for name, _ in strips]
-        frames = [rearrange(torch.from_numpy(strip / 1.), "(b h) (f w) -> b f 1 h w", h=64, w=64)
-                  for strip in rows]
-        shown = torch.cat([clips[row, ::2] for clips in frames])
+        shown = torch.cat([x[row, ::2] for x in clips])
         show(ax, grid(shown, 8)[..., 0])
         name_rows(ax, [name for _, name in strips])
         ax.set_title(f'"{prompt}"', size=9)

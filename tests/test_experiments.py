@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
 import data
 import metrics
@@ -103,6 +104,13 @@ def test_clips_beside_each_other_keep_their_places_and_greys():
     y = gifs.beside(x)
     assert y.shape == (1, 2, 4, 3 * 6 - 1) and abs(y[..., 6:11] - x[1]).max() < 1 / 60
     assert (y[..., 5] == gifs.LINE).all()
+
+def test_strips_are_cut_into_the_frames_they_were_made_of_with_lines_or_without():
+    x = 2 * torch.rand(2, 1, 16, 64, 64) - 1
+    frames = (x[:, 0, :, None] + 1) * 127.5                                      # b f 1 h w
+    assert torch.equal(inside.cut(inside.tiles(x)), frames)
+    bare = rearrange(frames, "b f 1 h w -> (b h) (f w)")
+    assert torch.equal(inside.cut(bare), frames)
 
 def test_every_picture_is_there_and_small():
     pictures = ROOT / "docs" / "pictures"

@@ -36,6 +36,7 @@ FILL_STEPS = 2          # for a fill, whatever the sampler: two were measured be
 SAMPLER, GUIDANCE = "sde", 3.0
 GUIDED_BELOW = 0.34     # alpha_bar: guidance works where less of the signal is left (t >= 600)
 WINDOWS_AT_ONCE = 128   # sampled as one batch, to bound memory
+VIEWED = 256            # screen pixels a side of a clip: its own 64 are small on today's screens
 
 
 def denoiser(model, tokens, scale, stride=4, known=None, known_mask=None):
@@ -172,6 +173,8 @@ FLAGS = (
     ("--chain", bool, False, "one clip that does what the prompts say, one after the other"),
     ("--best-of", number(int, 1, 64), 1, "make so many clips, keep the one that suits best"),
     ("--upscale", number(int, 1, 2), 1, "2: super-resolution to 128x128 pixels"),
+    ("--scale", number(int, 1, 16), None, "screen pixels a side for each pixel, for viewing; else "
+     f"as many as make {VIEWED} of a .gif's or .mp4's clip (4), and 1 in a .png"),
     SEED, DEVICE)
 
 
@@ -220,7 +223,9 @@ def work(args):
         x = keep_best(model, prompts, x, args.best_of, args.stride)
     if args.upscale == 2:
         x = upscale(upscaler, x, seed=args.seed)
-    write_clip(x, args.out, fps=args.fps or TICKS / args.stride * args.frames / 16)
+    strip = args.out.lower().endswith(".png")
+    scale = args.scale or (1 if strip else max(1, VIEWED // x.shape[-1]))
+    write_clip(x, args.out, args.fps or TICKS / args.stride * args.frames / 16, scale)
     print(printable(f"{args.out}: {len(x)} clip{'' if len(x) == 1 else 's'} of {x.shape[2]} frames "
                     f"from {args.checkpoint or SHIPPED}, seed {args.seed}, "
                     f"{time.perf_counter() - begun:.1f} s on {model.device}"))

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from tqdm import tqdm
 
 from support.console import UserError, write_whole
+
+LINE = 2  # pixels of grey between neighbours
 
 
 @contextmanager
@@ -77,23 +79,35 @@ def check_clip_path(path):
         raise UserError(f"{path} cannot be written: name a file in an existing folder of yours")
 
 
-def write_clip(x, path, fps=10):
+def enlarge(x, scale):
+    """Frames x (... h w) with every pixel as a square of scale x scale: nothing is invented."""
+    return repeat(x, "... h w -> ... (h p) (w q)", p=scale, q=scale)
+
+
+def grid(x, columns):
+    """Frames x (n c h w) in rows of `columns` -> one picture (h' w' c), a grey line between."""
+    lined = F.pad(x, (0, LINE, 0, LINE), value=64)
+    rows = rearrange(lined, "(r k) c h w -> (r h) (k w) c", k=columns)
+    return rows[:-LINE, :-LINE]
+
+
+def write_clip(x, path, fps=10, scale=1):
     """Write x (c f h w) or (b c f h w) in [-1, 1], c = 1 or 3, as .gif (loops), .mp4 or .png:
-    several clips as one grid; in a .png frames lie side by side, a row for each clip."""
+    several clips as one grid; in a .png frames lie side by side, a row for each clip. scale:
+    pixels a side that show one of x, for viewing."""
     import imageio.v3 as imageio  # only here: training on a machine without it still works
     check_clip_path(path)
     x = x[None] if x.ndim == 4 else x
     x = ((x.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
-    suffix = Path(path).suffix.lower()
+    x, suffix = enlarge(x, scale), Path(path).suffix.lower()
     if suffix == ".png":
-        frames, options = rearrange(x, "b c f h w -> (b h) (f w) c").numpy(), {}
-        frames = frames.squeeze(-1) if frames.shape[-1] == 1 else frames
+        frames = grid(rearrange(x, "b c f h w -> (b f) c h w"), columns=x.shape[2]).numpy()
+        frames, options = frames.squeeze(-1) if frames.shape[-1] == 1 else frames, {}
     else:
         columns = int(np.ceil(len(x) ** .5))
         blank = torch.zeros(-len(x) % columns, *x.shape[1:], dtype=x.dtype)
-        if len(x) > 1:  # a grey line between neighbours
-            x = F.pad(torch.cat([x, blank]), (0, 2, 0, 2), value=64)
-        frames = rearrange(x, "(r k) c f h w -> f (r h) (k w) c", k=columns).numpy()
+        x = rearrange(torch.cat([x, blank]), "b c f h w -> f b c h w")
+        frames = torch.stack([grid(frame, columns) for frame in x]).numpy()
         frames = frames.repeat(3 // frames.shape[-1], -1)  # some readers fail on GIFs of pure greys
         if suffix == ".mp4":
             options = dict(fps=fps, codec="libx264", quality=9, macro_block_size=2)

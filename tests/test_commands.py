@@ -50,12 +50,22 @@ def test_same_seed_same_video_and_every_sampling_flag_changes_something(trained,
                    ["--sampler", "dpm"],
                    ["--guidance", "0"], ["--guidance", "7"], ["--frames", "32"],
                    ["--frames", "64"], ["--fps", "9"], ["--num", "2"], ["--stride", "2"],
-                   ["--stride", "1"], ["--extend", "1"]):
+                   ["--stride", "1"], ["--extend", "1"], ["--scale", "2"]):
         assert make(tmp_path, *plain, *change) != first, change
     capsys.readouterr()
     make(tmp_path, *plain, "--best-of", "2")
     assert capsys.readouterr().out.startswith("kept [")
     assert make(tmp_path, "a 5 moving up", *plain[1:]) != first
+
+
+def test_clips_are_256_pixels_wide_and_strips_1_to_1_unless_scale_says_otherwise(trained, tmp_path):
+    plain = [P, "--checkpoint", str(trained / "weights.pt"), "--steps", "1", "--frames", "16"]
+    for name, scale, shape in (("a.gif", [], (16, 256, 256)), ("a.mp4", [], (16, 256, 256)),
+                               ("a.gif", ["--scale", "1"], (16, 64, 64)),
+                               ("a.png", [], (64, 16 * 66 - 2)),
+                               ("a.png", ["--scale", "2"], (128, 16 * 130 - 2))):
+        make(tmp_path, *plain, *scale, name=name)
+        assert imageio.imread(tmp_path / name, index=None).shape[:3] == shape, name
 
 
 def test_a_clip_does_not_depend_on_its_batch(model, monkeypatch):
@@ -183,6 +193,8 @@ def test_super_resolution_trains_for_a_checkpoint_and_treats_equal_frames_alike(
     large = upscale.upscale(upscaler, x)
     assert large.shape == (1, 1, 3, 128, 128) and torch.allclose(large[:, :, 1:], large[:, :, :2])
     make(tmp_path, *plain, "--upscale", "2")
+    assert imageio.imread(tmp_path / "a.gif", index=None).shape[1:3] == (256, 256)
+    make(tmp_path, *plain, "--upscale", "2", "--scale", "1")
     assert imageio.imread(tmp_path / "a.gif", index=None).shape[1:3] == (128, 128)
 
 
@@ -307,7 +319,8 @@ BAD_SAMPLES = [
     [P, "--out", "pipe.gif"], [P, "--chain"], [P, P, "--chain", "--extend", "1"],
     [P, "--stride", "3"], [P, "--stride", "2", "--frames", "32"], [P, "--extend", "-1"],
     [P, "--stride", "2", "--extend", "1"], [P, "--best-of", "2", "--num", "2"],
-    [P, "--best-of", "0"], [P, "--upscale", "3"], [P, "--image", "a.png", "--stride", "1"],
+    [P, "--best-of", "0"], [P, "--upscale", "3"], [P, "--scale", "0"], [P, "--scale", "17"],
+    [P, "--image", "a.png", "--stride", "1"],
     *([P, "--checkpoint", f"{name}.pt"] for name in ("empty", "text", "foreign", "list"))]
 BAD_PICTURES = ["nowhere.png", "text.pt", "", "pipe.png", "."]
 BAD_TRAININGS = [
@@ -398,7 +411,8 @@ def test_requirements_match_imports():
                 imported |= {name.name.split(".")[0] for name in node.names}
             elif isinstance(node, ast.ImportFrom):
                 imported.add(node.module.split(".")[0])
-    listed = {re.match(r"\w+", line)[0] for line in (ROOT / "requirements.txt").read_text().split()}
+    listed = {re.match(r"\w+", line)[0] for path in ROOT.glob("requirements*.txt")
+              for line in path.read_text().split()}
     imageio_extra = {"imageio_ffmpeg"}  # imageio[ffmpeg]
     assert imported - sys.stdlib_module_names - ours - imageio_extra == listed
 

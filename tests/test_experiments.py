@@ -1,15 +1,20 @@
 """Facts of what experiments/ measures with: closed forms, and commands that find what is there."""
 
+import builtins
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 
 import data
 import metrics
 from diffusion import PREDICTIONS, Diffusion
-from experiments import audit, best_of, frechet, reconstruction, tasks, train_digitnet
+from conftest import ROOT
+from experiments import (audit, best_of, figures, frechet, gifs, inside, reconstruction, tasks,
+                         train_digitnet)
+from unet3d import Attention
 
 DIGITS = data.load_digits("test", "drawn")
 
@@ -83,3 +88,75 @@ def test_a_clip_denoised_by_an_ideal_network_comes_back_from_any_level(monkeypat
     monkeypatch.setattr(tasks, "decode", lambda model, z: z)
     for level in tasks.LEVELS:
         assert torch.allclose(tasks.denoise_from(model, z, ["", ""], level, 0), z[:, :, :16])
+
+def test_words_seen_are_the_weights_that_attention_sums_values_by():
+    torch.manual_seed(0)
+    module, x, context = Attention(8, 8, 6), torch.randn(2, 5, 8), torch.randn(2, 4, 6)
+    torch.nn.init.normal_(module.out.weight)
+    mask = torch.arange(4) < torch.tensor([[3], [4]])
+    weight = inside.words_seen(module, x, context, mask)        # of its one head
+    v = module.kv(context)[..., 8:]
+    assert torch.allclose(module(x, context, mask), x + module.out(weight @ v), atol=1e-5)
+    assert (weight[0, :, 3] == 0).all()
+
+def test_clips_beside_each_other_keep_their_places_and_greys():
+    x = 2 * torch.rand(3, 1, 2, 4, 5) - 1
+    y = gifs.beside(x)
+    assert y.shape == (1, 2, 4, 3 * 6 - 1) and abs(y[..., 6:11] - x[1]).max() < 1 / 60
+    assert (y[..., 5] == gifs.LINE).all()
+
+def test_strips_are_cut_into_the_frames_they_were_made_of_with_lines_or_without():
+    x = 2 * torch.rand(2, 1, 16, 64, 64) - 1
+    frames = (x[:, 0, :, None] + 1) * 127.5                                      # b f 1 h w
+    assert torch.equal(inside.cut(inside.tiles(x)), frames)
+    bare = rearrange(frames, "b f 1 h w -> (b h) (f w)")
+    assert torch.equal(inside.cut(bare), frames)
+
+def test_every_picture_is_there_and_small():
+    pictures = ROOT / "docs" / "pictures"
+    sizes = [(pictures / f"{name}.gif").stat().st_size for name in gifs.GIFS]
+    assert max(sizes) <= 500_000 and sum(sizes) <= 6_000_000
+    assert all((pictures / f"{name}.png").is_file() for name in figures.FIGURES)
+
+def test_figures_come_out_the_same_every_time(tmp_path):
+    """Those that need no sampling."""
+    pytest.importorskip("matplotlib")
+    names = "schedules circle windows timeline waves latents unet training".split()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        assert figures.main([*names, "--out", str(tmp_path / name)]) == 0
+    for name in names:
+        one, two = ((tmp_path / run / f"{name}.png").read_bytes() for run in ("one", "two"))
+        assert one == two and len(one) > 10_000, name
+
+@pytest.mark.parametrize("arguments,why", [
+    (["circle"], "pip install -r requirements-figures.txt"), (["odd"], "no picture odd"),
+    (["text", "--out", "nowhere"], "nowhere is no folder")])
+def test_pictures_that_cannot_be_made_are_refused_in_one_sentence(monkeypatch, capsys, arguments,
+                                                                  why):
+    found = builtins.__import__
+
+    def without(name, *rest):
+        if name.startswith("matplotlib"):
+            raise ImportError
+        return found(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    assert figures.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert why in error and error.count("error: ") == 1
+
+def test_a_failure_is_named_by_what_the_judge_read():
+    """Of two moving digits: right, exchanged, a wrong digit, a wrong motion, only one digit."""
+    left, up, down = (data.NAMES.index(way) for way in ("left", "up", "down"))
+    shown = SimpleNamespace(
+        count=np.array([2, 2, 2, 2, 1]), travel=np.zeros((5, 2)), steady=np.ones((5, 2)),
+        digit=np.array([[3, 4], [3, 4], [3, 9], [3, 4], [3, -1]]),
+        motion=np.array([[left, up], [up, left], [left, up], [left, down], [left, -1]]))
+    scenes = SimpleNamespace(
+        digit=np.array([[3, 4]] * 5), named=np.ones((5, 2), bool), adverb=np.zeros((5, 2), int),
+        motion=np.array([[left, up]] * 5), kind=np.full(5, data.KINDS.index("two moving")))
+    said = [inside.two_wrong(shown, scenes, i) for i in range(5)]
+    assert said[0] is None and [line.split("\n")[0] for line in said[1:]] == [
+        "the motions are exchanged", "wrong digit", "wrong motion", "not two digits"]
+    assert said[1].endswith("(read: 3 up and 4 left)")

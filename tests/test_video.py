@@ -51,10 +51,27 @@ def test_png_is_a_strip_and_several_clips_are_a_grid(path):
     x, grey = greys(3, 1, 16, 64, 64)
     video.write_clip(x, path)
     strip = imageio.imread(path)
-    assert strip.shape == (3 * 64, 16 * 64)
-    assert (strip[64:128, 128:192] == grey[1, 0, 2]).all()
+    assert strip.shape == (3 * 66 - 2, 16 * 66 - 2)              # a line of 2 between neighbours
+    assert (strip[66:130, 132:196] == grey[1, 0, 2]).all()
+    assert (strip[64:66] == 64).all() and (strip[:, 130:132] == 64).all()
     video.write_clip(x, path.with_suffix(".gif"), fps=5)
-    assert imageio.imread(path.with_suffix(".gif"), index=None).shape[:3] == (16, 132, 132)
+    assert imageio.imread(path.with_suffix(".gif"), index=None).shape[:3] == (16, 130, 130)
+
+@pytest.mark.parametrize("kind", ["gif", "png"])
+def test_scale_shows_every_pixel_as_a_square(tmp_path, kind):
+    x, grey = greys(2, 1, 4, 16, 24)
+    video.write_clip(x, tmp_path / f"a.{kind}", scale=3)
+    back = imageio.imread(tmp_path / f"a.{kind}", index=None)
+    first = back[:48, :72] if kind == "png" else back[0, :48, :72, 0]
+    assert (first == grey[0, 0, 0].repeat(3, 0).repeat(3, 1)).all()
+    assert (first[::3, ::3] == grey[0, 0, 0]).all()              # and is read back by every third
+    assert back.shape[:3] == ((2 * 50 - 2, 4 * 74 - 2) if kind == "png" else (4, 48, 2 * 74 - 2))
+
+def test_a_scaled_mp4_keeps_frames(tmp_path):
+    x, grey = greys(1, 8, 8, 8, repeat=8)
+    video.write_clip(x, tmp_path / "a.mp4", scale=4)
+    back = imageio.imread(tmp_path / "a.mp4", plugin="FFMPEG")
+    assert back.shape == (8, 256, 256, 3) and abs(back[:, 1::4, 1::4, 0] - grey[0]).mean() < 3
 
 @pytest.mark.parametrize("name", ["a.txt", "a", "nowhere/a.gif", ".", "pipe.gif", "folder.gif", ""])
 def test_names_that_are_no_file_to_write_or_read_are_refused(tmp_path, monkeypatch, name):

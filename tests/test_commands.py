@@ -417,22 +417,42 @@ def test_requirements_match_imports():
     assert imported - sys.stdlib_module_names - ours - imageio_extra == listed
 
 
-def test_readme_names_every_flag_and_its_commands_parse(capsys, tmp_path, monkeypatch):
-    readme = (ROOT / "README.md").read_text()
+def test_the_docs_name_every_flag_and_no_other(capsys):
     for show in (train.main, sample.main, metrics.main, data.main, upscale.main):
         with pytest.raises(SystemExit):
             show(["--help"])
-    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
-    promised = flags - {"--vae-steps", "--stills-steps", "--clips-steps", "--upscale-steps"}
-    assert len(flags) > 20 and not {flag for flag in promised if flag not in readme}
+    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    named = set(re.findall(r"--[a-z][a-z-]+", (ROOT / "docs" / "flags.md").read_text()))
+    torchruns = {"--nproc-per-node"}
+    assert len(flags) > 20 and named - torchruns == flags
+
+
+def test_commands_of_the_readme_and_docs_parse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^python (train|sample)\.py (.*?)(?:\s+#.*)?$", readme, re.M)
-    assert len(commands) >= 4
-    for script, arguments in commands:
-        if script == "train" and "--resume" not in arguments:
-            train.parse(shlex.split(arguments))
-        elif script == "sample":
-            sample.parse([*shlex.split(arguments), "--out", "a.gif"])
+    for page in ("README.md", "docs/flags.md"):
+        text = (ROOT / page).read_text()
+        commands = re.findall(r"^python (train|sample)\.py (.*?)(?:\s+#.*)?$", text, re.M)
+        commands += re.findall(r"`python (train|sample)\.py ([^`]*)`", text)
+        assert len(commands) >= 4
+        for script, arguments in commands:
+            if script == "train" and "--resume" not in arguments:
+                train.parse(shlex.split(arguments))
+            elif script == "sample":
+                sample.parse(["--out", "a.gif", *shlex.split(arguments)])
+
+
+def test_links_and_pictures_of_the_readme_and_docs_exist():
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        links = re.findall(r'src="([^"]+)"|\]\((?!https:)([^)#]+)', page.read_text())
+        assert not [link for link in map("".join, links) if not (page.parent / link).exists()], page
+
+
+def test_the_paths_through_the_code_name_what_is_there():
+    source = "\n".join(path.read_text() for path in (*ROOT.glob("*.py"), *ROOT.glob("support/*.py")))
+    for named in re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "paths.md").read_text()):
+        path = ROOT / named
+        words = re.findall(r"[A-Za-z_]\w*", named)
+        assert path.is_file() or all(re.search(rf"\b{word}\b", source) for word in words), named
 
 
 def test_a_clip_is_made_without_loading_a_compiler():

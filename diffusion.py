@@ -87,8 +87,9 @@ def timesteps(steps):
 
 
 def jumps(steps):
-    """The sampler's (t, t_prev), from each level to the next; the last is -1, no noise at all."""
-    levels = timesteps(steps)
+    """The sampler's (t, t_prev), from each level to the next; the last is -1, no noise at all.
+    steps: how many, for `timesteps`, or the levels themselves, from 999 down."""
+    levels = timesteps(steps) if isinstance(steps, int) else list(steps)
     return list(zip(levels, levels[1:] + [-1]))
 
 

@@ -343,7 +343,8 @@ def report(args):
     decoded = torch.cat([model.vae.decode(model.vae.encode(part.to(model.device))).cpu()
                          for part in x.split(16)]).clamp(-1, 1)
     samples = generate(model, scenes.captions, num_frames=32, steps=args.steps,
-                       sampler=args.sampler, guidance_scale=args.guidance, seed=args.seed).cpu()
+                       sampler=args.sampler, guidance_scale=args.guidance, seed=args.seed,
+                       as_told=args.as_told).cpu()
     clips = {"real clips": x, "VAE reconstructions": decoded, "samples": samples}
     read = {name: read_clips(x, classifier) for name, x in clips.items()}
     # along one cycle through all clips, so that none is held against its own caption
@@ -366,6 +367,7 @@ FLAGS = (
     ("--guidance", number(float, 0, 100), None, "guidance scale; else the sampler's own"),
     ("--sampler", one_of(*STEPS), SAMPLER, "how to get from noise to a clip"),
     ("--steps", number(int, 1, 1000), None, "sampling steps; else the sampler's own"),
+    ("--as-told", bool, False, 'do not draw a name for "a digit": the network draws it'),
     SEED, DIGITS, DATA_ROOT, DEVICE)
 
 

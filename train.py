@@ -231,8 +231,9 @@ def train_stage(stage, steps, peak, run, clips, args):
     paint = clips.paint
     if args.compile and stage == "clips":   # others are too short for it. In place: names stay
         paint = torch.compile(paint, dynamic=False) if args.data == MADE else paint  # no files
-        for part in (model.vae.encoder, model.text_encoder, model.unet):
-            part.compile(dynamic=False)
+        model.vae.encoder.compile(dynamic=False)
+        model.text_encoder.compile(dynamic=False)
+        model.unet.compile(dynamic=False, mode="reduce-overhead")  # all kernels by one CUDA graph
     # run.steps resumes, logs, saves and stops
     for step, batch in zip(run.steps(stage, steps, optimizer, scaler), batches):
         g = seeded(args.seed, stage, step, device=device)

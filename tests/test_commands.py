@@ -21,9 +21,11 @@ import sample
 import train
 import upscale
 from conftest import ROOT
+from diffusion import Diffusion
 from model import TextToVideo
 from support import run, video
 from support.console import UserError
+from text_encoder import Tokenizer
 
 P = "a 3 moving left"
 KEYS = dict(num_frames=16, steps=2)
@@ -118,6 +120,30 @@ def test_known_frames_come_back_unchanged(model):
     for frames in (32, 64):
         full = sample.generate(model, [P], num_frames=frames, steps=3)
         assert torch.allclose(full[:, :, ::frames // 16], key, atol=1e-4)
+
+
+def test_key_frames_take_half_of_their_steps_where_all_but_the_looks_is_settled(model, monkeypatch):
+    """Above t = 850 of the cosine schedule. And that is what samplers get, but not those of fills."""
+    for steps in (1, 2, 3, 20, 40, 250, 1000):
+        levels = sample.key_levels(Diffusion("cosine"), steps)
+        assert levels[0] == 999 and levels == sorted(set(levels), reverse=True)
+        assert len(levels) == steps and (steps == 1 or levels[-1] >= 0)
+        assert sum(t > 850 for t in levels) == min((steps + 1) // 2, 149)
+    asked, real = [], sample.SAMPLERS["ddim"]
+    monkeypatch.setitem(sample.SAMPLERS, "ddim", lambda diffusion, network, x, steps, noise: (
+        asked.append(steps) or real(diffusion, network, x, steps, noise=noise)))
+    sample.generate(model, [P], steps=4, sampler="ddim")
+    assert asked == [sample.key_levels(model.diffusion, 4), sample.FILL_STEPS]
+
+
+def test_a_digit_without_a_name_gets_the_one_that_is_drawn_unless_as_told(model, monkeypatch):
+    words, plain = [*model.tokenizer.words[:-1], "digit"], ["a digit moving left"]
+    monkeypatch.setattr(model, "tokenizer", Tokenizer(words))
+    named = data.draw_name(plain, words, 0, 0)
+    make = lambda prompts, **how: sample.generate(model, prompts, **KEYS, **how)
+    assert torch.equal(make(plain), make(named))
+    assert not torch.equal(make(plain), make(plain, as_told=True))
+    assert torch.equal(make(named), make(named, as_told=True))
 
 
 def test_guidance_one_is_one_conditional_pass_and_zero_ignores_the_prompt(model):

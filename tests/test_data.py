@@ -42,6 +42,20 @@ def test_kinds_and_unnamed_digits_come_as_often_as_is_said():
     assert abs(some.named[two].mean() - 7 / 8) < .02
     assert abs(some.named[some.digit[:, 1] < 0, 0].mean() - 1 / 2) < .02
 
+def test_a_name_is_drawn_for_one_digit_without_any_and_each_is_as_likely():
+    words = FULL.words
+    drawn = [data.draw_name(["A digit moving left"], words, 0, i)[0].split() for i in range(5000)]
+    assert {" ".join([a, *rest]) for a, _, *rest in drawn} == {"a moving left"}
+    counts = np.bincount([int(name) for _, name, *_ in drawn], minlength=10)
+    assert abs(counts - 500).max() < 100                         # 4.7 standard deviations
+    for told in (["a 3 moving left"], ["the digit seven"], ["two digits"], ["digit 4 moving up"],
+                 ["a digit moving left and a 3 moving up"], ["a digit moving left", "a 3 moving up"],
+                 ["a digit moving left and a digit moving up"]):
+        assert data.draw_name(told, words, 0, 0) == told
+    one, two = data.draw_name(["a digit moving left", "a digit moving up"], words, 0, 7)
+    assert one.split()[1] == two.split()[1] != "digit"           # a chain keeps its name
+    assert data.draw_name(["a digit"], ["a", "digit"], 0, 0) == ["a digit"]   # no names are known
+
 def test_a_clip_depends_on_seed_and_index_only():
     whole, part = FULL(12), FULL(5, start=7)
     assert part.captions == whole.captions[7:] and np.array_equal(part.start, whole.start[7:])

@@ -168,7 +168,7 @@ def test_command_prints_ceiling_and_floor(monkeypatch, capsys, net, num, each, n
     def generate(model, prompts, **options):  # a perfect model: it renders what was asked
         scenes = data.make_scenes(int(num[:2]), seed=3, split="test", digits=DIGITS, each=each)
         assert scenes.captions == prompts and len(prompts) == n and options == dict(
-            num_frames=32, steps=5, sampler="ddim", guidance_scale=2, seed=3)
+            num_frames=32, steps=5, sampler="ddim", guidance_scale=2, seed=3, as_told=False)
         return scenes.render(np.arange(32) * 2)
 
     vae = SimpleNamespace(encode=lambda x: x, decode=lambda z: (z + .02).clamp(-1, 1))

@@ -12,8 +12,8 @@ import data
 import metrics
 from diffusion import PREDICTIONS, Diffusion
 from conftest import ROOT
-from experiments import (audit, best_of, figures, frechet, gifs, inside, reconstruction, tasks,
-                         train_digitnet)
+from experiments import (audit, best_of, figures, frechet, gifs, inside, papers, reconstruction,
+                         tasks, train_digitnet)
 from unet3d import Attention
 
 DIGITS = data.load_digits("test", "drawn")
@@ -160,3 +160,23 @@ def test_a_failure_is_named_by_what_the_judge_read():
     assert said[0] is None and [line.split("\n")[0] for line in said[1:]] == [
         "the motions are exchanged", "wrong digit", "wrong motion", "not two digits"]
     assert said[1].endswith("(read: 3 up and 4 left)")
+
+def test_what_is_held_out_is_never_shown_and_no_clip_depends_on_its_batch():
+    source, plain = papers.HeldOut(digits=DIGITS), data.MovingMNIST(digits=DIGITS)
+    scenes, other = source(5000), plain(5000)
+    assert papers.held(other).mean() > .1 and not papers.held(scenes).any()
+    for digit, way in ((0, "left"), (1, "right"), (2, "up"), (3, "down"), (7, "down")):
+        goes = scenes.motion[:, 0] == data.NAMES.index(way)
+        assert not (goes & (scenes.digit == [digit, -1]).all(1)).any(), digit
+    assert not {(0, 3), (3, 0), (9, 2), (5, 8)} & set(map(tuple, scenes.digit))
+    kept = ~papers.held(other)
+    assert all(a == b for a, b, same in zip(scenes.captions, other.captions, kept) if same)
+    assert source(40, start=30).captions + source(30, start=70).captions == scenes.captions[30:100]
+
+def test_few_captions_recur_and_all_other_clips_are_fresh_and_silent():
+    plain = data.MovingMNIST("four", digits=DIGITS)
+    few = papers.FewCaptions("four", digits=DIGITS, few=8)(64)
+    assert few.captions[::2] == plain(8).captions * 4 and set(few.captions[1::2]) == {""}
+    assert few.bitmap[::2, 0].tolist() == plain(8).bitmap[:, 0].tolist() * 4
+    assert len({*few.bitmap[1::2, 0].tolist()}) > 28 and "" not in few.subjects
+    assert papers.FewCaptions("four", digits=DIGITS, few=0)(8).captions == [""] * 8

@@ -252,7 +252,7 @@ def train_stage(stage, steps, peak, run, clips, args):
         optimizer.zero_grad(set_to_none=True)
         update_ema(run.ema, model, step)
         run.log(losses, t, norm, lr)
-        if step + 1 == steps or (step + 1) % max(100, steps // 4) == 0:
+        if step + 1 == steps or (step + 1) % max(200, steps // 4) == 0:
             write_samples(run, stage, step + 1, clips, args)
 
 

@@ -16,7 +16,7 @@ import metrics
 from diffusion import Noise
 from experiments.common import decode, encode
 from model import WINDOW, seeded
-from sample import SAMPLERS, STEPS, denoiser, generate, sample
+from sample import SAMPLERS, STEPS, denoiser, generate, key_levels, sample
 from support.video import LINE, grid
 from unet3d import FRAME_WAVES, WAVE_BASE, sinusoid
 from vae import psnr
@@ -72,7 +72,8 @@ def noising(model, plt):
         return prediction
 
     noise = Noise([seeded(0, 0)])
-    SAMPLERS["sde"](model.diffusion, listen, noise(z), STEPS["sde"], noise=noise)
+    SAMPLERS["sde"](model.diffusion, listen, noise(z), key_levels(model.diffusion, STEPS["sde"]),
+                    noise=noise)
     near = [min(guesses, key=lambda t: abs(t - level)) for level in guessed]
 
     figure, axes = plt.subplots(2, 1, figsize=(8, 9.2))
@@ -237,7 +238,7 @@ def find_failures(model, classifier, scenes, prompts, judged, at_once=8):
     for start in range(0, len(prompts), at_once):
         part = np.arange(start, min(start + at_once, len(prompts)))
         some, told = data.choose(scenes, part), [prompts[i] for i in part]
-        x = generate(model, told, num_frames=16, seed=start).cpu()
+        x = generate(model, told, num_frames=16, seed=start, as_told=True).cpu()
         shown = metrics.read_clips(x, classifier)
         said = [judged(shown, some, i) for i in range(len(part))]
         found += [(x[i], f'"{told[i]}": {text}') for i, text in enumerate(said) if text]
@@ -269,7 +270,7 @@ def failures(model, plt):
     figure, axes = plt.subplots(8, 1, figsize=(8, 8.2))
     for four, (kind, scenes, prompts, judged) in zip(axes.reshape(2, 4), (
             ("two moving digits", two, two.captions, two_wrong),
-            ("a digit that is not named", one, unnamed, unsteady))):
+            ("a digit that is not named (--as-told)", one, unnamed, unsteady))):
         found = find_failures(model, classifier, scenes, prompts, judged)
         for ax, (x, text) in zip(four, found):
             show(ax, tiles(x[None]))

@@ -5,11 +5,11 @@
             ...
             run.log(losses, t, norm, lr)
 
-After every tenth step it writes a row of the log and stops if asked to; 16 times a stage it saves.
-A checkpoint replaces the old one whole, and on resume log.csv is cut back to what the checkpoint
-has seen: after kill -9 the steps since then are made again, exactly, and no row of the log is lost
-or there twice. Numbers that are not finite stop the run before they are saved. Of several processes
-only the first one writes.
+After every tenth step it writes a row of the log and stops if asked to; 16 times a stage it saves,
+but not twice in 20 seconds. A checkpoint replaces the old one whole, and on resume log.csv is cut
+back to what the checkpoint has seen: after kill -9 the steps since then are made again, exactly,
+and no row of the log is lost or there twice. Numbers that are not finite stop the run before they
+are saved. Of several processes only the first one writes.
 """
 
 import csv
@@ -38,6 +38,7 @@ except ImportError:  # Windows has no file locks of this kind
     fcntl = None
 
 LOG_EVERY = 10   # steps a row
+APART = 20       # seconds at least from one save to the next: it takes up to one itself
 WORKERS = 4      # processes that make batches for one GPU
 # items: at the present batch size; seconds: since this command began, strips of samples included
 COLUMNS = ("stage", "step", "items", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",
@@ -192,7 +193,8 @@ class Run:
 
     def __init__(self, folder, settings, model, ema, saved=None):
         self.folder, self.settings, self.model, self.ema = folder, settings, model, ema
-        self.saved, self.stop, self.recent, self.begun = saved, 0, [], time.perf_counter()
+        self.saved, self.stop, self.recent = saved, 0, []
+        self.begun = self.saved_at = time.perf_counter()
         if RANK == 0:
             self.open_log(saved["log_bytes"] if saved else 0)
         self.before = {s: signal.signal(s, self.on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -262,7 +264,8 @@ class Run:
                     continue
                 bar.set_postfix_str(self.row(stage, done))
                 stop = self.asked_to_stop()
-                if stop or done % every == 0 or done == total:
+                due = done % every == 0 and time.perf_counter() - self.saved_at >= APART
+                if stop or due or done == total:
                     self.write_checkpoint(stage, done, optimizer)
                     self.mark = time.perf_counter()  # saving counts as no step's time
                 if stop:
@@ -314,6 +317,7 @@ class Run:
 
     def write_checkpoint(self, stage, step, optimizer):
         """Write all that a run needs to go on."""
+        self.saved_at = time.perf_counter()
         if RANK == 0:
             os.fsync(self.file.fileno())
             save(self.folder / "checkpoint.pt", dict(

@@ -26,6 +26,7 @@ def shrink(patch):
         UNetConfig(widths=(16,), head_dim=8, emb_width=32)))
     patch.setattr(train, "MEASURED", 16)
     patch.setattr(run, "LOG_EVERY", 1)
+    patch.setattr(run, "APART", 0)
     patch.setattr(train, "write_samples", lambda *arguments: None)
 
 

@@ -1,11 +1,11 @@
 r"""Diffusion: learn to tell noise from data, then make data out of nothing but noise.
 
-Training mixes clean data x0 with noise eps and asks a network which noise is in the mixture xt. It
-cannot know; its best answer is the average of all noise that may have led to xt. Yet that shows the
-way: the average is -s times the slope of log p(xt), so to take some of it away makes xt likelier.
-Far from the data the answer is vague, a blur of all there is. So sampling takes a little noise away
-and asks again: now fewer things could have led to xt, the next answer is sharper, and the last one
-is a sample. In DDPM noise comes in T = 1000 small steps; step t keeps 1 - beta_t of x's variance:
+Training mixes clean data x0 with noise eps and asks a network what is in the mixture xt: x0, or
+eps, or a blend of both, since any of them gives the others. It cannot know; its best answer is the
+average over all that may have led to xt, a blur where there is much noise. Sampling starts from
+noise alone, moves a little towards that answer and asks again. Now fewer things can have led to
+xt, so the next answer is sharper, and the last one is a sample. In DDPM noise comes in T = 1000
+small steps; step t keeps 1 - beta_t of x's variance:
 
     x  <-  sqrt(1 - beta_t) x + sqrt(beta_t) noise                                   (DDPM Eq. 2)
 
@@ -22,8 +22,10 @@ falls from nearly 1 to nearly 0. Sums of Gaussian noise are Gaussian, so one jum
       |  /     :        Flow matching goes straight from x0 to eps: xt = (1 - u) x0 + u eps. Its
       |/_______:_ x0    direction is eps - x0 all the way; this is the prediction called "flow".
 
-Samplers: "ancestral" steps (ddpm) add a little fresh noise, as the true reverse process does; DDIM
-and DPM-Solver++ follow an ODE that ends in the same distribution. They see the network only as a
+The average eps, divided by -s, is the slope of log p(xt), p the density of the mixtures: the
+"score". So samplers climb towards what is likely. "Ancestral" steps (ddpm) add a little fresh noise
+on the way, as the true reverse process does; DDIM and DPM-Solver++ follow an ordinary differential
+equation (ODE) without any, which ends in the same distribution. They see the network only as a
 function model(x, t) -> prediction, so a closed form can be put in its place. x is whatever is
 diffused, of any shape (b ...); t (b,) holds integers 0 ... 999, larger is noisier.
 
@@ -31,13 +33,15 @@ Papers: DDPM (Ho et al. 2020, arXiv:2006.11239), improved DDPM (Nichol & Dhariwa
 DDIM (Song et al. 2021, 2010.02502), v (Salimans & Ho 2022, 2202.00512), flow matching (Lipman et
 al. 2023, 2210.02747; Liu et al. 2023, 2209.03003; Esser et al. 2024, 2403.03206), guidance (Ho &
 Salimans 2022, 2207.12598), DPM-Solver++ (Lu et al. 2022, 2211.01095), trailing timesteps (Lin et
-al. 2024, 2305.08891). Run `python diffusion.py` to watch noise become two bumps.
+al. 2024, 2305.08891). Run `python diffusion.py` to watch noise become two bumps, then to see a
+network of three layers learn to do that.
 """
 
 import math
 from functools import partial
 
 import torch
+from torch import nn
 
 T = 1000  # noise levels (DDPM section 4)
 
@@ -65,7 +69,6 @@ def flow_alpha_bar():
 
 SCHEDULES = {"cosine": cosine_alpha_bar, "linear": linear_alpha_bar, "flow": flow_alpha_bar}
 PREDICTIONS = ("v", "eps", "x0", "flow")
-SAMPLERS = ("dpm", "ddim", "ddpm")
 
 
 def guide(unconditional, conditional, scale):
@@ -87,7 +90,8 @@ def timesteps(steps):
 
 
 def jumps(steps):
-    """The sampler's (t, t_prev), from each level to the next; the last is -1, no noise at all.
+    """A sampler's (t, t_prev), from each level to the next one down; the last is -1, no noise at
+    all. (The name is DDPM's, which counts as noise is added: t_prev comes before t there.)
     steps: how many, for `timesteps`, or the levels themselves, from 999 down."""
     levels = timesteps(steps) if isinstance(steps, int) else list(steps)
     return list(zip(levels, levels[1:] + [-1]))
@@ -132,10 +136,9 @@ class Diffusion:
         self.alpha_bar, self.predict = SCHEDULES[schedule](), predict
         clean = torch.cat([self.alpha_bar, self.alpha_bar.new_ones(1)])  # index -1: no noise at all
         self.signal, self.noise = clean.sqrt(), (1 - clean).sqrt()
-        self.power = torch.ones_like(clean)
-        if schedule == "flow":  # from the circle, power a^2 + s^2 = 1, to the line a + s = 1
+        if schedule == "flow":  # from the circle, a^2 + s^2 = 1, to the line, a + s = 1
             size = self.signal + self.noise
-            self.signal, self.noise, self.power = self.signal / size, self.noise / size, size ** -2
+            self.signal, self.noise = self.signal / size, self.noise / size
 
     # ---- the process, and four names for one prediction ------------------------------------------
 
@@ -173,7 +176,7 @@ class Diffusion:
         (xt, v) is (x0, eps) turned by an angle with cosine a and sine s, so v turns back."""
         a, s = self.scales(t, xt)
         if self.predict == "v":
-            power = self.at(t, self.power, xt)
+            power = a ** 2 + s ** 2    # 1 on the circle
             return (a * xt - s * prediction) / power, (s * xt + a * prediction) / power
         if self.predict == "flow":
             return (xt - s * prediction) / (a + s), (xt + a * prediction) / (a + s)
@@ -194,8 +197,8 @@ class Diffusion:
         """Mean and variance of q(x_prev | xt, x0)   (DDPM Eq. 6 and 7), for any t_prev < t."""
         a, s = self.scales(t, xt)
         a_prev, s_prev = self.scales(t_prev, xt)
-        alpha = (a / a_prev) ** 2  # of the whole jump t_prev -> t; on the circle beta = 1 - alpha
-        beta = self.at(t, self.power, xt) - alpha * self.at(t_prev, self.power, xt)
+        alpha = (a / a_prev) ** 2            # the share of variance that the jump t_prev -> t keeps
+        beta = s ** 2 - alpha * s_prev ** 2  # and the noise that it adds: 1 - alpha on the circle
         mean = (a_prev * beta * x0 + (a / a_prev) * s_prev ** 2 * xt) / s ** 2
         return mean, s_prev ** 2 / s ** 2 * beta
 
@@ -235,6 +238,7 @@ class Diffusion:
         # next level, x'/s' = e^λ'·x0 + ε. The difference has no ε: x'/s' − x/s = (e^λ' − e^λ)·x0.
         # Add such steps up to one, h = λ' − λ long, with D for x0 all the way, and multiply by s',
         # where e^λ' = a'/s':  x' = s'/s·x − a'·(e⁻ʰ − 1)·D.  D = x0 is DDIM; here D is x0 midway.
+        # (a' and s' are a_prev and s_prev below.)
         x, x0_last, h_last = x_T, None, None
         for t, t_prev in jumps(steps):
             x0, _ = self.to_x0_eps(model(x, every(x, t)), x, t)
@@ -254,8 +258,12 @@ class Diffusion:
 
 
 if __name__ == "__main__":
-    CENTRES, STD, N = torch.tensor([-2.0, 2.0], dtype=torch.float64), 0.5, 20_000
+    CENTRES, STD, N = torch.tensor([-2.0, 2.0]), 0.5, 20_000
     COSINE, FLOW = Diffusion("cosine", "v"), Diffusion("flow", "flow")
+
+    def draw(n):
+        """n samples of the data, (n 1)."""
+        return CENTRES[torch.randint(2, (n, 1))] + STD * torch.randn(n, 1)
 
     def ideal(diffusion, x, t):
         """What is best to say of two bumps: E[x0 | xt] of each, by its share in what led to xt."""
@@ -275,10 +283,26 @@ if __name__ == "__main__":
         return ideal(COSINE, x, t)
 
     torch.manual_seed(0)
-    x_T = torch.randn(N, 1, dtype=torch.float64)
+    x_T = torch.randn(N, 1)
     print("noise on its way to data, from -4 to 4, by dpm in 20 steps")
     show("samples", COSINE.dpm(watched, x_T, 20))
-    show("truth", CENTRES[torch.randint(2, (N, 1))] + STD * torch.randn_like(x_T))
+    show("truth", draw(N))
+
+    # Nobody knows the ideal answer for real data. A network learns it: this is all of training.
+    net = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+
+    def learned(x, t):
+        return net(torch.cat([x, t[:, None] / T], dim=1))
+
+    for _ in range(1500):
+        x0, eps = draw(256), torch.randn(256, 1)
+        loss = COSINE.loss(learned, x0, torch.randint(T, (256,)), eps).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    show("learned", COSINE.dpm(learned, x_T, 20))
+
     print("\nthe right bump's mean and std after 5, 20 and 100 steps (in truth 2.00 0.50)")
     for name, sampler, way in (("dpm", Diffusion.dpm, COSINE), ("ddim", Diffusion.ddim, COSINE),
                                ("ddpm", Diffusion.ddpm, COSINE), ("flow", Diffusion.ddim, FLOW)):

@@ -11,7 +11,8 @@
 
 Everything random in step n is a function of (seed, stage, n), so a resumed run goes on exactly.
 What you should see: the loss by noise level in runs/NAME/log.csv, strips of eight prompts in
-samples/. At high noise (loss_t750_999) it falls last: that is where a motion is decided.
+samples/. At high noise (loss_t750_999) it stays highest, as most of a clip cannot be known there;
+but there its content is decided, so a small gain in this column is a large one in the samples.
 """
 
 import argparse
@@ -128,6 +129,8 @@ class Batches:
 
 
 # ---- losses: g is the step's generator, and the source of all that is random in it ---------------
+# my_rows(torch.randn, b, ..., g=g) is torch.randn(b, ..., generator=g); with several GPUs, the part
+# of one common draw that is this process's.
 
 def fetch(draw, paint, device):
     """A draw of `Batches` on the device, with its pixels x painted. important: non_blocking. Else
@@ -144,17 +147,17 @@ def vae_loss(model, x, g):
 
 
 def noise_levels(b, power, g):
-    """Levels t (b,): a quarter uniform, the others of density 2u in stills and 4u³ in clips, where
-    u = t/T and power 1/2 and 1/4.
+    """Levels t (b,): a quarter uniform, the others uniform ** power, whose density is 2·t/T in
+    stills, at power 1/2, and 4·(t/T)³ in clips, at 1/4.
 
     Uniform t would spend most steps where 17 frames, which repeat each other, still show their
     motion; only where almost nothing is left of them is the caption needed and learned (Chen 2023,
-    arXiv:2301.10972, on redundancy and noise). u is stratified, one in each b-th part of 0 ... 1,
-    so that the loss of a batch says more of the network and less of its levels.
+    arXiv:2301.10972, on redundancy and noise). They are stratified, one in each b-th part of
+    0 ... 1, so that the loss of a batch says more of the network and less of its levels.
     """
-    u = (my_rows(torch.randperm, b, g=g) + my_rows(torch.rand, b, g=g)) / (b * WORLD)
+    uniform = (my_rows(torch.randperm, b, g=g) + my_rows(torch.rand, b, g=g)) / (b * WORLD)
     high = my_rows(torch.rand, b, g=g) < 3 / 4
-    return (T * torch.where(high, u ** power, u)).long().clamp(max=T - 1)
+    return (T * torch.where(high, uniform ** power, uniform)).long().clamp(max=T - 1)
 
 
 def diffusion_loss(model, x, tokens, stride, known_mask, g):
@@ -223,6 +226,7 @@ def train_stage(stage, steps, peak, run, clips, args):
         part.requires_grad_((name == "vae") == (stage == "vae"))
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     trained = [p for _, p in named]
+    # for a first reading: AdamW, but steps of matrices are made orthogonal (support/muon.py)
     optimizer = Muon(named, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
                      fused=device.type == "cuda")
     mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here

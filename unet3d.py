@@ -62,7 +62,7 @@ def conv2d(layer, x):
 
 
 def angles(position, count, base):
-    """position (n,) at `count` speeds from 1 down to 1/base: (n count) radians."""
+    """position (n,) at `count` speeds from 1 down towards 1/base: (n count) radians."""
     speed = base ** -(torch.arange(count, device=position.device) / count)
     return position[:, None] * speed
 
@@ -187,8 +187,8 @@ class UNet3D(nn.Module):
         self.stride = nn.Embedding(len(STRIDES), e)
         self.caption = nn.Linear(config.context_width, e)
         # place: sine waves tell a pixel's row and column, scaled for each channel. frame: "left"
-        # means another place in every frame, so for each sine wave of the frame's number the
-        # caption picks a vector to add: caption × wave. (Caption and frame added separately find
+        # means right of the middle now and left of it later, so for each sine wave of the frame's
+        # number the caption picks a vector to add: caption × wave. (Caption and frame added separately find
         # the axis of a motion long before its sign.) Zero at birth, as every temporal layer.
         self.place = nn.Parameter(torch.ones(w[0]))
         self.frame = zero(nn.Linear(config.context_width, FRAME_WAVES * e))
@@ -271,13 +271,14 @@ if __name__ == "__main__":
                   f"{sum(p.numel() for p in module.parameters()):>9,} parameters")
         return hook
 
-    for name, module in unet.named_modules():
-        if isinstance(module, Block) or name == "conv_in":
-            module.register_forward_hook(show(name))
+    hooks = [module.register_forward_hook(show(name)) for name, module in unet.named_modules()
+             if isinstance(module, Block)]
     z, t = torch.randn(1, 4, 17, 8, 8), torch.tensor([500])
     context, mask = torch.randn(1, 20, 96), torch.arange(20)[None] < 4
     print(f"latent clip b c f h w = {tuple(z.shape)}; down and up the U as b f h w c:")
     out = unet(z, t, context, mask)
+    for hook in hooks:
+        hook.remove()
     count = sum(p.numel() for p in unet.parameters())
     print(f"prediction {tuple(out.shape)}; {count:,} parameters")
     same = torch.equal(out, unet(z, t, context, mask, temporal=False))

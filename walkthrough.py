@@ -97,8 +97,8 @@ write_clip(torch.cat([real, samples]), folder / "3_overfit.png")
 
 # %% [markdown]
 # ## 4. Guide it
-# The shipped weights predict with and without the caption; guidance s goes s times from the latter
-# to the former: 0 never hears the caption, 1 is plain, 3 exaggerates. The same four noises (rows),
+# The shipped weights predict with and without the caption; with guidance s the
+# prediction is without + s · (with - without): 0 never hears the caption, 1 is plain, 3 exaggerates. The same four noises (rows),
 # four frames for each s from left to right; the judge names what it sees in the pixels alone.
 
 # %%
@@ -157,7 +157,7 @@ write_clip(moved, folder / "6_picture.gif", fps=5)
 # %% [markdown]
 # ## 7. Read the judge's marks
 # The first eight test captions, nothing chosen. Right is what obeys all that its caption *says*: a
-# digit that is not named may be any, even a scribble. Eight are few: see the interval.
+# digit that is not named may be any (a name is drawn first, see `draw_name` of data.py). Eight are few: see the interval.
 
 # %%
 scenes = make_scenes(8, split="test", digits=digits)

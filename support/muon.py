@@ -1,8 +1,9 @@
 """Muon (Jordan et al. 2024): for matrices, steps that are as large in every direction.
 
 A matrix's gradient is mostly a few directions; AdamW follows those and the others starve. Muon
-takes the nearest orthogonal matrix instead, in which all weigh alike. What maps no activations to
-activations stays AdamW's: words, biases, norms, and the layers next to latents and noise levels.
+takes the nearest orthogonal matrix instead, in which all weigh alike. AdamW keeps words, positions
+and strides, biases and norms, and the U-Net's first and last convolution; all other matrices and
+kernels are Muon's, with the autoencoder's.
 """
 import torch
 

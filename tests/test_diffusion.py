@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from diffusion import PREDICTIONS, SAMPLERS, SCHEDULES, T, Diffusion, guide, timesteps
+from diffusion import PREDICTIONS, SCHEDULES, T, Diffusion, guide, timesteps
 
+SAMPLERS = ("dpm", "ddim", "ddpm")
 MEAN, STD = 2.0, 0.5
 COSINE = Diffusion()
 

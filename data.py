@@ -27,6 +27,7 @@ from support.choices import Chooser
 from support.console import (DATA_ROOT, DIGITS, SEED, UserError, add_flags, exit_status, number,
                              one_of)
 from support.digits import Digits, load_digits
+from support.plots import write_captioned
 from support.video import write_clip, write_folder
 from text_encoder import words_of
 
@@ -363,7 +364,8 @@ def main(argv=None):
                        digits=load_digits("train", args.digits, args.data_root))
         if shown:
             x, texts, _ = captioned_clips(args.num or 12, num_frames=16, **options)
-            write_clip(x, "data.png")
+            if not write_captioned(x, texts, "data.png"):
+                write_clip(x, "data.png")
             print(GRAMMAR, "\ndata.png: 16 key frames a clip, a row per caption", *texts, sep="\n")
         else:
             export(args.export, args.num or 2000, **options)

@@ -38,6 +38,7 @@ from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_fla
 from support.digits import load_digits
 from support.muon import Muon
 from support.own_clips import FolderClips
+from support.plots import write_losses
 from support.processes import (RANK, WORLD, average_gradients, join_processes, my_rows,
                                print_once)
 from support.run import Run, check_resume, find_run, settings_of, with_defaults
@@ -399,6 +400,8 @@ def train(args, saved):
             if stage == "vae":
                 finish_vae(run, clips, args.seed)
         run.write_weights()
+        if RANK == 0 and write_losses(args.out / "log.csv", args.out / "losses.png"):
+            print(f"{args.out / 'losses.png'}: the loss by noise level")
     print_once(f"done: python sample.py {shlex.quote(args.prompts[0])} --checkpoint "
                f"{shlex.quote(str(args.out / 'checkpoint.pt'))}")
 

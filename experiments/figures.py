@@ -8,7 +8,6 @@ are fixed and nothing is chosen, so a picture shows what the code at hand really
 It takes minutes on a CPU; failures, which samples 128 clips, takes most of them.
 """
 
-import csv
 import sys
 from argparse import ArgumentParser
 from pathlib import Path
@@ -25,18 +24,11 @@ from experiments.inside import (BLUE, DOCS, GREEN, ORANGE, PALE, RED, attention,
 from model import WINDOW, load, seeded
 from sample import GUIDED_BELOW
 from support.console import UserError, add_flags, exit_status
+from support.plots import draw_losses, pyplot, read_log
 from support.video import write_clip
 
 
 # ---- the method ----------------------------------------------------------------------------------
-
-def read_log(stage):
-    """Rows of the shipped training log of a stage: columns of floats by name, nan where empty."""
-    with open(DOCS / "training_log.csv", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["stage"] == stage]
-    return {name: np.array([float(row[name] or "nan") for row in rows])
-            for name in rows[0] if name != "stage"}
-
 
 def schedules(model, plt):
     """What is left of the signal at each level, and how well each quarter of levels is learned."""
@@ -47,13 +39,7 @@ def schedules(model, plt):
     left.text(630, GUIDED_BELOW + .02, "below: guidance", color="grey")
     left.set(xlabel="noise level t", ylabel="ᾱ, the signal's share of the variance",
              title="schedules")
-    log = read_log("clips")
-    for quarter, colour in zip((0, 250, 500, 750), (GREEN, BLUE, ORANGE, RED)):
-        last = quarter + 249
-        loss = np.convolve(log[f"loss_t{quarter}_{last}"], np.full(10, .1), "valid")
-        right.plot(log["items"][9:] / 1e6, loss, color=colour, label=f"t {quarter} … {last}")
-    right.set(xlabel="million clips seen", ylabel="loss of v (mean of 100 steps)", yscale="log",
-              title="clips stage: loss by noise level")
+    draw_losses(right, read_log(DOCS / "training_log.csv", "clips"))
     right.set_yticks((.1, .2, .3, .4, .6), ("0.1", "0.2", "0.3", "0.4", "0.6"))
     right.set_yticks((), minor=True)
     left.legend(frameon=False)
@@ -199,20 +185,6 @@ FLAGS = (
     ("--out", Path, DOCS / "pictures", "an existing folder"))
 
 
-def pyplot():
-    """matplotlib, which draws into files only; imported here, because nothing else needs it."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise UserError("figures are drawn by matplotlib, which is not installed: pip install -r "
-                        "requirements-figures.txt") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    plt.rcParams.update({"font.size": 9, "figure.dpi": 120, "axes.spines.top": False,
-                         "axes.spines.right": False, "figure.constrained_layout.use": True})
-    return plt
-
-
 def work(args):
     """Makes the named pictures, or all."""
     names = args.names or [*GIFS, *FIGURES]
@@ -222,6 +194,9 @@ def work(args):
     if not args.out.is_dir():
         raise UserError(f"--out {args.out} is no folder: name an existing one")
     plt = pyplot() if set(names) & set(FIGURES) else None
+    if plt is None and set(names) & set(FIGURES):
+        raise UserError("figures are drawn by matplotlib, which is not installed: pip install -r "
+                        "requirements-figures.txt")
     model = load(args.checkpoint, "cpu")
     for name in names:
         with torch.no_grad():

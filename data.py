@@ -173,10 +173,9 @@ class Scenes:
         return replace(self, before=np.where(turned, other, own),
                        start=np.where((which & single)[:, None, None], anywhere, self.start))
 
-    def render(self, ticks, device="cpu", scale=1):
-        """Clips (n c=1 f h w) in [-1, 1] at `ticks` (f,) or (n f), composed on `device`. scale = 2:
-        twice the pixels and sharp edges, from which super-resolution learns."""
-        return paint(self.outline(ticks), device, scale)
+    def render(self, ticks, device="cpu"):
+        """Clips (n c=1 f h w) in [-1, 1] at `ticks` (f,) or (n f), composed on `device`."""
+        return paint(self.outline(ticks), device)
 
     def outline(self, ticks):
         """The few numbers that `paint` needs for clips (n c=1 f h w) at `ticks` (f,) or (n f)."""
@@ -231,38 +230,30 @@ def write_captions(scenes, pick, captions):
     return texts, subjects
 
 # ---- pixels --------------------------------------------------------------------------------------
-def paint(outline, device="cpu", scale=1):
+def paint(outline, device="cpu"):
     """What an outline stands for: clips (n c=1 f h w) in [-1, 1], composed on `device`."""
     bitmaps, corner, size = (part.to(device, non_blocking=True) for part in outline)
     n, slots = corner.shape[:2]
     bitmaps = rearrange(bitmaps, "n slot i j -> (n slot) i j").float() / 255
-    bitmaps = sharpen(bitmaps, scale) if scale > 1 else bitmaps
-    corner = rearrange(scale * corner, "n slot f yx -> (n slot) f yx")
-    x = compose(bitmaps, corner, repeat(scale * size, "n -> (n slot)", slot=slots), scale * SIZE)
+    corner = rearrange(corner, "n slot f yx -> (n slot) f yx")
+    x = compose(bitmaps, corner, repeat(size, "n -> (n slot)", slot=slots))
     # where digits overlap, the brighter is seen
     return reduce(x, "(n slot) f h w -> n 1 f h w", "max", n=n).clamp(max=1) * 2 - 1
 
 
-def compose(bitmaps, corner, size, side=SIZE):
-    """Frames (n f side side) in [0, 1] of bitmaps (n s s) in [0, 1], shrunk to boxes of `size` (n,)
+def compose(bitmaps, corner, size):
+    """Frames (n f h w) in [0, 1] of bitmaps (n s s) in [0, 1], shrunk to boxes of `size` (n,)
     pixels whose corners (n f yx) may lie between pixels. Bilinear interpolation treats rows and
     columns apart: a frame is wy @ bitmap @ wx.T, where wy says how much each row of the bitmap adds
     to each row of the frame."""
     s = bitmaps.shape[-1]
     zoom = rearrange(s / size, "n -> n 1 1 1")                   # bitmap pixels in a frame pixel
-    pixel = torch.arange(side, device=corner.device) + .5        # centres
+    pixel = torch.arange(SIZE, device=corner.device) + .5        # centres
     u = (pixel - corner[..., None]) * zoom - .5                  # n f yx side, in bitmap pixels
     taps = torch.arange(-2, s + 2, device=corner.device)         # bitmap pixels, with a black rim
     w = (1 - (u[..., None] - taps).abs() / zoom[..., None]).relu()                   # … side s+4
     wy, wx = (w / w.sum(-1, keepdim=True).clamp(min=.5)).unbind(2)  # far off the sum is 0
     return wy @ rearrange(F.pad(bitmaps, (2, 2, 2, 2)), "n i j -> n 1 i j") @ wx.mT
-
-
-def sharpen(bitmaps, scale):
-    """Bitmaps (n 28 28) -> (n 28*scale 28*scale), in [0, 1], with sharp edges: 8 times larger,
-    contrast raised four times, averaged down."""
-    large = F.interpolate(bitmaps[:, None], scale_factor=8, mode="bicubic")
-    return F.avg_pool2d(((large - .5) * 4 + .5).clamp(0, 1), 8 // scale)[:, 0]
 
 # ---- the source ----------------------------------------------------------------------------------
 class MovingMNIST:

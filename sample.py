@@ -194,7 +194,6 @@ FLAGS = (
     ("--extend", number(int, 0, 20), 0, "go on so often from the last four key frames, 2.6 s each"),
     ("--chain", bool, False, "one clip that does what the prompts say, one after the other"),
     ("--best-of", number(int, 1, 64), 1, "make so many clips, keep the one that suits best"),
-    ("--upscale", number(int, 1, 2), 1, "2: super-resolution to 128x128 pixels"),
     ("--scale", number(int, 1, 16), None, "screen pixels a side for each pixel, for viewing; else "
      f"as many as make {VIEWED} of a .gif's or .mp4's clip (4), and 1 in a .png"),
     SEED, DEVICE)
@@ -225,9 +224,6 @@ def work(args):
     """What the command does."""
     begun = time.perf_counter()
     model = load(args.checkpoint, args.device)
-    if args.upscale == 2:
-        from upscale import load_upscaler, upscale
-        upscaler = load_upscaler(args.checkpoint, model)  # before the long work: is there one?
     first, each = None, args.num * args.best_of
     prompts, *then = ([prompt] * each for prompt in args.prompts)
     if not args.chain:  # one after the other, or side by side
@@ -243,8 +239,6 @@ def work(args):
     if args.best_of > 1:
         from experiments.best_of import keep_best
         x = keep_best(model, prompts, x, args.best_of, args.stride)
-    if args.upscale == 2:
-        x = upscale(upscaler, x, seed=args.seed)
     strip = args.out.lower().endswith(".png")
     scale = args.scale or (1 if strip else max(1, VIEWED // x.shape[-1]))
     write_clip(x, args.out, args.fps or TICKS / args.stride * args.frames / 16, scale)

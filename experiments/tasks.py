@@ -4,8 +4,7 @@
     python -m experiments.tasks levels         at which noise levels it goes wrong, n 32 of a kind
 
 Prompts are "a 3 moving left" and the like, digits are test digits. Each part runs alone when it is
-named; without names all run, except levels (some 20 minutes on a CPU core) and larger (which needs
-super-resolution).
+named; without names all run, except levels (some 20 minutes on a CPU core).
 """
 
 import sys
@@ -198,35 +197,9 @@ def vae(model, classifier, scenes, args):
           f"{psnr(x, rebuilt, boxes):.1f} dB")
 
 
-def roughness(x):
-    """Mean squared differences of clips x (b c f h w) in space and in time: edges and flicker."""
-    time, rows, columns = ((x.diff(dim=dim) ** 2).mean() for dim in (2, 3, 4))
-    return rows + columns, time
-
-
-def larger(model, classifier, scenes, args):
-    """Super-resolution of real clips (rebuilt by the VAE) against bicubic, to the truth at 128."""
-    from upscale import enlarge, load_upscaler, upscale
-    upscaler, ticks = load_upscaler(args.checkpoint, model), np.arange(16) * 4
-    x = decode(model, encode(model, scenes.render(ticks))).to(model.device)
-    truth = scenes.render(ticks, scale=2)
-
-    def row(name, y):
-        (edges, flicker), (true_edges, true_flicker) = map(roughness, (y, truth))
-        print(f"{name:8s} {psnr(truth, y):5.1f}  {edges / true_edges:.2f}  "
-              f"{flicker / true_flicker:.2f}", flush=True)
-
-    print("\nsuper-resolution 64 -> 128: PSNR dB, edge energy as a share of the truth's, flicker\n"
-          "(mean squared change from frame to frame as a share of the truth's)")
-    row("truth", truth)
-    row("bicubic", enlarge(x).cpu())
-    for steps in (1, 2, 4, 10):
-        row(f"{steps} steps", upscale(upscaler, x, steps).cpu())
-
-
 PARTS = dict(vae=vae, rates=rates, seams=seams, carry=carry, picture=picture, samplers=samplers,
-             losses=losses, unnamed=unnamed, levels=levels, larger=larger)
-USUAL = [name for name in PARTS if name not in ("levels", "larger")]
+             losses=losses, unnamed=unnamed, levels=levels)
+USUAL = [name for name in PARTS if name != "levels"]
 
 
 def main(argv=None):

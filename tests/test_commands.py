@@ -5,7 +5,6 @@ import os
 import random
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -19,7 +18,6 @@ import data
 import metrics
 import sample
 import train
-import upscale
 from conftest import ROOT
 from diffusion import Diffusion
 from model import TextToVideo
@@ -205,32 +203,6 @@ def test_a_chain_begins_as_its_first_prompt_and_goes_on_from_its_last_frames(mod
     assert seen[0].shape[2] == 4 and torch.allclose(two[:, :, 13:17], carried, atol=1e-4)
 
 
-def test_super_resolution_trains_for_a_checkpoint_and_treats_equal_frames_alike(trained, tmp_path):
-    """The same noise for every frame: equal frames stay equal, and twice the size."""
-    shutil.copy(trained / "checkpoint.pt", tmp_path)
-    plain = [P, "--checkpoint", str(tmp_path / "checkpoint.pt"), "--frames", "16", "--steps", "1"]
-    assert sample.main([*plain, "--upscale", "2", "--out", str(tmp_path / "no.gif")]) == 2
-    few = ["--steps", "2", "--batch-size", "8", "--digits", "drawn"]
-    assert upscale.main([*plain[1:3], *few]) == 0
-    model = sample.load(tmp_path / "checkpoint.pt", "cpu")
-    upscaler = upscale.load_upscaler(tmp_path / "checkpoint.pt", model)
-    assert sum(p.numel() for p in upscaler.parameters()) <= 6e5
-    x = (2 * torch.rand(1, 1, 1, 64, 64) - 1).expand(1, 1, 3, 64, 64)
-    large = upscale.upscale(upscaler, x)
-    assert large.shape == (1, 1, 3, 128, 128) and torch.allclose(large[:, :, 1:], large[:, :, :2])
-    make(tmp_path, *plain, "--upscale", "2")
-    assert imageio.imread(tmp_path / "a.gif", index=None).shape[1:3] == (256, 256)
-    make(tmp_path, *plain, "--upscale", "2", "--scale", "1")
-    assert imageio.imread(tmp_path / "a.gif", index=None).shape[1:3] == (128, 128)
-
-
-def test_patches_hold_each_pixel_once():
-    x = torch.arange(64.).reshape(1, 1, 1, 8, 8)
-    z = upscale.to_patches(x)
-    assert z.shape == (1, 16, 1, 2, 2) and z[0, :, 0, 1, 0].tolist() == x[0, 0, 0, 4:, :4].flatten(
-        ).tolist()
-
-
 # ---- files that are not what they should be ------------------------------------------------------
 
 def flipped(content, bit):
@@ -345,7 +317,7 @@ BAD_SAMPLES = [
     [P, "--out", "pipe.gif"], [P, "--chain"], [P, P, "--chain", "--extend", "1"],
     [P, "--stride", "3"], [P, "--stride", "2", "--frames", "32"], [P, "--extend", "-1"],
     [P, "--stride", "2", "--extend", "1"], [P, "--best-of", "2", "--num", "2"],
-    [P, "--best-of", "0"], [P, "--upscale", "3"], [P, "--scale", "0"], [P, "--scale", "17"],
+    [P, "--best-of", "0"], [P, "--scale", "0"], [P, "--scale", "17"],
     [P, "--image", "a.png", "--stride", "1"],
     *([P, "--checkpoint", f"{name}.pt"] for name in ("empty", "text", "foreign", "list"))]
 BAD_PICTURES = ["nowhere.png", "text.pt", "", "pipe.png", "."]
@@ -358,12 +330,11 @@ BAD_TRAININGS = [
                                                 ["--data-root", "."]))]
 BAD_METRICS = [["--num", "1"], ["--steps", "0"], ["--guidance", "-1"], ["--device", "tpu"],
                ["--digits", "drawn", "--checkpoint", "text.pt"], ["--data-root", "nowhere"]]
-BAD_UPSCALES = [["--steps", "0"], ["--checkpoint", "text.pt"], ["--checkpoint", ""]]
 
 
 @pytest.mark.parametrize("main,arguments", [
     *((sample.main, a) for a in BAD_SAMPLES), *((train.main, a) for a in BAD_TRAININGS),
-    *((metrics.main, a) for a in BAD_METRICS), *((upscale.main, a) for a in BAD_UPSCALES)], ids=str)
+    *((metrics.main, a) for a in BAD_METRICS)], ids=str)
 def test_bad_input_gets_one_sentence_and_status_2(main, arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.pt").touch()
@@ -444,7 +415,7 @@ def test_requirements_match_imports():
 
 
 def test_the_docs_name_every_flag_and_no_other(capsys):
-    for show in (train.main, sample.main, metrics.main, data.main, upscale.main):
+    for show in (train.main, sample.main, metrics.main, data.main):
         with pytest.raises(SystemExit):
             show(["--help"])
     flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))

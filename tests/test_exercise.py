@@ -10,8 +10,8 @@ from exercise import EXERCISES, YOUR_TURN
 
 WRONG = {  # a mistake that is easily made in each: what the repository has -> what a student might
     "q_sample": ("return a * x0 + s * eps", "return a ** 2 * x0 + s ** 2 * eps"),  # no roots
-    "v": ("prediction, s * xt + a * prediction", "prediction, s * xt - a * prediction"),
-    "posterior": ("return mean, s_prev ** 2 / s ** 2 * (1 - alpha)", "return mean, 1 - alpha"),
+    "v": ("(s * xt + a * prediction) / power", "(s * xt - a * prediction) / power"),
+    "posterior": ("return mean, s_prev ** 2 / s ** 2 * beta", "return mean, beta"),
     "ddim": ("max(0.0, s_prev ** 2 - sigma ** 2) ** 0.5 * eps", "s_prev * eps"),
     "guide": ("scale * (conditional - unconditional)", "scale * conditional"),
     "rotary": ("two * cos + one * sin", "two * cos - one * sin"),

@@ -39,10 +39,11 @@ EXERCISES = {  # in the order of docs/exercises.md
     "q_sample": Exercise("diffusion.py", ("Diffusion.q_sample",), "test_diffusion.py", (
         "test_q_sample_matches_ddpm_eq4", "test_one_jump_equals_many_small_steps")),
     "v": Exercise("diffusion.py", ("Diffusion.target", "Diffusion.to_x0_eps"), "test_diffusion.py",
-                  ("test_eps_v_x0_round_trip",
+                  ("test_eps_v_x0_round_trip", "test_every_prediction_is_undone_on_the_line_too",
                    "test_samplers_find_the_distribution_whatever_is_predicted")),
     "posterior": Exercise("diffusion.py", ("Diffusion.posterior",), "test_diffusion.py", (
-        "test_posterior_matches_ddpm_eq7", "test_last_step_adds_no_noise")),
+        "test_posterior_matches_ddpm_eq7", "test_last_step_adds_no_noise",
+        "test_posterior_of_flow_is_bayes_rule")),
     "ddim": Exercise("diffusion.py", ("Diffusion.ddim",), "test_diffusion.py", (
         "test_ddim_lands_on_the_exact_gaussian", "test_ddim_eta_one_matches_ddpm_variance")),
     "guide": Exercise("diffusion.py", ("guide",), "test_diffusion.py", (

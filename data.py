@@ -197,7 +197,8 @@ def describe(digit, named, style, motion, verb, adverb, adverb_first):
 
 def draw_name(captions, known, seed, i):
     """The captions of clip i, one after the other in time, with a name drawn for its digit if they
-    leave it open: from ["a digit moving left"] to ["a 3 moving left"]. known: the model's words.
+    leave it open: from ["a digit moving left"] to ["a 3 moving left"]. known: the model's words,
+    among them all ten figures; else it learned from other clips than these, and nothing is drawn.
 
     It asks for what it asked for, as all names are equally likely in the data. But what a network
     makes in one go lies between its choices now and then, here between a 4 and a 9 (mode
@@ -205,11 +206,10 @@ def draw_name(captions, known, seed, i):
     captions completed for the like reasons (Betker et al. 2023).
     """
     lines = [words_of(caption) for caption in captions]
-    names = [str(n) for n in range(10) if str(n) in known]
-    told = {*NUMBERS, *names} & {word for line in lines for word in line}
-    if told or not names or any(line.count("digit") != 1 for line in lines):
+    told = {*NUMBERS, *"0123456789"} & {word for line in lines for word in line}
+    if told or not {*"0123456789"} <= {*known} or any(line.count("digit") != 1 for line in lines):
         return list(captions)
-    name = names[Chooser(seed, "names", [i]).below("name", len(names))[0]]
+    name = str(Chooser(seed, "names", [i]).below("name", 10)[0])
     return [" ".join(name if word == "digit" else word for word in line) for line in lines]
 
 

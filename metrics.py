@@ -24,7 +24,7 @@ from einops import rearrange, reduce
 import data
 from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF, choose
 from model import load
-from sample import SAMPLER, STEPS, generate
+from sample import GUIDANCE, SAMPLER, STEPS, generate
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number, one_of)
 from support.digitnet import crop, load_classifier
@@ -364,7 +364,7 @@ FLAGS = (
     ("--num", number(int, 2, 10**6), 512, "clips of the language's own mix"),
     ("--each", bool, False, "--num clips of each kind of caption instead"),
     ("--captions", one_of("full", "four"), None, "the grammar's part; else what the model knows"),
-    ("--guidance", number(float, 0, 100), None, "guidance scale; else the sampler's own"),
+    ("--guidance", number(float, 0, 100), None, f"guidance scale; else {GUIDANCE}"),
     ("--sampler", one_of(*STEPS), SAMPLER, "how to get from noise to a clip"),
     ("--steps", number(int, 1, 1000), None, "sampling steps; else the sampler's own"),
     ("--as-told", bool, False, 'do not draw a name for "a digit": the network draws it'),

@@ -238,7 +238,9 @@ def train_stage(stage, steps, peak, run, clips, args):
         paint = torch.compile(paint, dynamic=False) if args.data == MADE else paint  # no files
         model.vae.encoder.compile(dynamic=False)
         model.text_encoder.compile(dynamic=False)
-        model.unet.compile(dynamic=False, mode="reduce-overhead")  # all kernels by one CUDA graph
+        # all its kernels as one CUDA graph; not tried with a second pass a step, of stills
+        mode = None if args.stills_per_clip else "reduce-overhead"
+        model.unet.compile(dynamic=False, mode=mode)
     # run.steps resumes, logs, saves and stops
     for step, batch in zip(run.steps(stage, steps, optimizer, scaler), batches):
         g = seeded(args.seed, stage, step, device=device)

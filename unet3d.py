@@ -188,8 +188,9 @@ class UNet3D(nn.Module):
         self.caption = nn.Linear(config.context_width, e)
         # place: sine waves tell a pixel's row and column, scaled for each channel. frame: "left"
         # means right of the middle now and left of it later, so for each sine wave of the frame's
-        # number the caption picks a vector to add: caption × wave. (Caption and frame added separately find
-        # the axis of a motion long before its sign.) Zero at birth, as every temporal layer.
+        # number the caption picks a vector to add: caption × wave. (Caption and frame
+        # added separately find the axis of a motion long before its sign.) Zero at birth, as every
+        # temporal layer.
         self.place = nn.Parameter(torch.ones(w[0]))
         self.frame = zero(nn.Linear(config.context_width, FRAME_WAVES * e))
         # noisy latents, known latents, and the mask that says which frames are known

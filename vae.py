@@ -100,8 +100,8 @@ class VAE(nn.Module):
         noise (b d h/8 w/8) samples the posterior: z = mean + std * noise. Latent Diffusion weighs
         KL by 1e-6 against a *sum* over pixels (its appendix G), only to keep latents from running
         away. Against our *mean* over 4096 pixels the same number is about the ELBO's own weight
-        for a pixel error of 0.05 (2·0.05²/4096 = 1.2e-6), so latents come out a little smoother; the
-        shipped ones rebuild with 37 dB.
+        for a pixel error of 0.05 (2·0.05²/4096 = 1.2e-6), so latents come out a little smoother;
+        the shipped ones rebuild with 37 dB.
         """
         mean, log_var = self.posterior(frames)
         mse = F.mse_loss(self.rebuild(mean + (log_var / 2).exp() * noise), frames)

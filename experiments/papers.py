@@ -13,8 +13,8 @@
     nearest   invented or remembered? Digits beside the nearest ones of training, in nearest.png
 
 The last two ask the shipped weights, the others train the base preset's network on "a 3 moving
-left" and four directions, if not told otherwise by --captions; a variant's flags are printed. A row
-tells the seconds of its training and what of --num clips is right, with 95 % intervals.
+left" and four directions, if not told otherwise by --captions; a variant's flags are printed. A
+line tells its seconds, its rows what of --num clips is right, with 95 % intervals.
 """
 
 import shlex
@@ -45,8 +45,9 @@ FAR = 2 ** 32  # clips from here on are those of no usual run
 
 
 def held(scenes):
-    """(n,) What `HeldOut` never shows: of 40 digits x directions 8, the digits 0 to 7 in one each;
-    of 45 pairs of digits 10, those 3 or 7 apart."""
+    """(n,) What `HeldOut` never shows: of 40 digits x directions 8, the digits 0 to 7 in one each,
+    alone and straight (in pairs and in turns they may go so); of 45 pairs of digits 10, those 3 or
+    7 apart, whatever they do."""
     first, second = scenes.digit.T
     one = (second < 0) & (first < 8) & (scenes.motion[:, 0] == first % 4)
     return one | (second >= 0) & np.isin((first - second) % 10, (3, 7))
@@ -66,7 +67,8 @@ class HeldOut(data.MovingMNIST):
 
 class FewCaptions(data.MovingMNIST):
     """Moving MNIST of which only `few` clips have captions. They are every second clip shown, if
-    there are any; of all others nothing is told. Stills are told as ever."""
+    there are any; of all others nothing is told. Stills keep their captions, but every second one
+    shows one of those `few`, too."""
 
     def __init__(self, *options, few, **named):
         super().__init__(*options, **named)
@@ -131,6 +133,10 @@ def examine(model, title, asked, args, **how):
 def compare(name, args):
     """Trains and examines the variants of one comparison."""
     plan = PLANS[name]
+    try:
+        more = shlex.split(args.train)
+    except ValueError as error:
+        raise UserError(f"--train {args.train}: {error}") from None
     if args.only not in (None, *plan):
         raise UserError(f"{name} has no variant {args.only}: choose from {', '.join(plan)}")
     asked = groups(args, name)
@@ -138,7 +144,7 @@ def compare(name, args):
         if args.only not in (None, variant):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            told = [*COMMON, "--captions", args.captions, *own, *shlex.split(args.train)]
+            told = [*COMMON, "--captions", args.captions, *own, *more]
             begun = time.perf_counter()
             run = ["--preset", "base", *told, "--seed", str(args.seed), "--digits", args.digits,
                    "--device", args.device, "--out", folder]
@@ -182,6 +188,8 @@ def nearest(args):
 
 def work(args):
     """What the command does."""
+    if args.name in ("guidance", "nearest") and (args.only or args.train):
+        raise UserError(f"{args.name} trains nothing: leave out --only and --train")
     if args.name == "nearest":
         return nearest(args)
     print(f"n {args.num}, seed {args.seed}, torch {torch.__version__}; right %, 95 % intervals\n"
@@ -196,7 +204,7 @@ def main(argv=None):
     p = add_flags(flags(__doc__, num=256), (
         ("--only", str, None, "one variant of the comparison"),
         ("--captions", one_of("four", "full"), "four", "the language that is learned"),
-        ("--train", str, "", "more flags of train.py, in quotes; they win")))
+        ("--train", str, "", "more flags of train.py, in quotes, over the variant's own")))
     p.add_argument("name", choices=(*PLANS, "guidance", "nearest"))
     args = p.parse_args(argv)
     return exit_status(lambda: work(args))

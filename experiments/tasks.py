@@ -206,7 +206,7 @@ def main(argv=None):
     p = flags(__doc__, num=128)
     p.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}")
     p.add_argument("--steps", type=number(int, 1, 1000), metavar="X",
-                   help="denoising steps of the part unnamed; else 20")
+                   help="denoising steps of the part unnamed; else the sampler's own")
     args = p.parse_intermixed_args(argv)
     if unknown := set(args.parts) - set(PARTS):
         p.error(f"there is no part {', '.join(unknown)}: choose from {', '.join(PARTS)}")

@@ -5,11 +5,12 @@
             ...
             run.log(losses, t, norm, lr)
 
-After every tenth step it writes a row of the log and stops if asked to; 16 times a stage it saves,
-but not twice in 20 seconds. A checkpoint replaces the old one whole, and on resume log.csv is cut
-back to what the checkpoint has seen: after kill -9 the steps since then are made again, exactly,
-and no row of the log is lost or there twice. Numbers that are not finite stop the run before they
-are saved. Of several processes only the first one writes.
+After every tenth step it writes a row of the log and stops if asked to. It saves where a stage
+begins and ends and when it is stopped; in between some sixteen times, but not within 20 seconds of
+the last save. A checkpoint replaces the old one whole, and on resume log.csv is cut back to what
+the checkpoint has seen: after kill -9 the steps since then are made again, exactly, and no row of
+the log is lost or there twice. Numbers that are not finite stop the run before they are saved. Of
+several processes only the first one writes.
 """
 
 import csv
@@ -38,7 +39,7 @@ except ImportError:  # Windows has no file locks of this kind
     fcntl = None
 
 LOG_EVERY = 10   # steps a row
-APART = 20       # seconds at least from one save to the next: it takes up to one itself
+APART = 20       # seconds at least between saves inside a stage: one takes up to a second
 WORKERS = 4      # processes that make batches for one GPU
 # items: at the present batch size; seconds: since this command began, strips of samples included
 COLUMNS = ("stage", "step", "items", "loss", "loss_t0_249", "loss_t250_499", "loss_t500_749",

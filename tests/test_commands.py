@@ -121,7 +121,7 @@ def test_known_frames_come_back_unchanged(model):
 
 
 def test_key_frames_take_half_of_their_steps_where_all_but_the_looks_is_settled(model, monkeypatch):
-    """Above t = 850 of the cosine schedule. And that is what samplers get, but not those of fills."""
+    """Above t = 850 of the cosine schedule. That is what samplers get, but not those of fills."""
     for steps in (1, 2, 3, 20, 40, 250, 1000):
         levels = sample.key_levels(Diffusion("cosine"), steps)
         assert levels[0] == 999 and levels == sorted(set(levels), reverse=True)

@@ -24,7 +24,7 @@ from einops import rearrange, reduce
 import data
 from data import ACTION, KINDS, MOTIONS, SIZE, STRIDE_OF, choose
 from model import load
-from sample import GUIDANCE, SAMPLER, STEPS, generate
+from sample import AS_TOLD, GUIDANCE, SAMPLER, STEPS, generate
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number, one_of)
 from support.digitnet import crop, load_classifier
@@ -367,8 +367,7 @@ FLAGS = (
     ("--guidance", number(float, 0, 100), None, f"guidance scale; else {GUIDANCE}"),
     ("--sampler", one_of(*STEPS), SAMPLER, "how to get from noise to a clip"),
     ("--steps", number(int, 1, 1000), None, "sampling steps; else the sampler's own"),
-    ("--as-told", bool, False, 'do not draw a name for "a digit": the network draws it'),
-    SEED, DIGITS, DATA_ROOT, DEVICE)
+    AS_TOLD, SEED, DIGITS, DATA_ROOT, DEVICE)
 
 
 def main(argv=None):

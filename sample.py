@@ -181,6 +181,7 @@ def check_plan(num_frames, stride, known, sampler):
 
 # ---- the command ---------------------------------------------------------------------------------
 
+AS_TOLD = ("--as-told", bool, False, 'do not draw a name for "a digit": the network draws it')
 FLAGS = (
     ("--checkpoint", str, None, "weights; if none are named, the shipped ones"),
     ("--out", str, "sample.gif", "a .gif or .mp4 file, or .png for a strip of frames"),
@@ -192,7 +193,7 @@ FLAGS = (
     ("--guidance", number(float, 0, 100), GUIDANCE, "0 ignores the prompt, 1 is plain conditional"),
     ("--num", number(int, 1, 1000), 1, "clips of each prompt, shown as one grid"),
     ("--stride", int, 4, "ticks of 1/20 s between frames; 2 or 1 shows 16 frames of a part"),
-    ("--as-told", bool, False, 'do not draw a name for "a digit": the network draws it'),
+    AS_TOLD,
     ("--image", str, None, "a picture that the clip begins with"),
     ("--extend", number(int, 0, 20), 0, "go on so often from the last four key frames, 2.6 s each"),
     ("--chain", bool, False, "one clip that does what the prompts say, one after the other"),

@@ -26,6 +26,13 @@ def test_scenes(args, n, captions="four", start=0, each=()):
                             digits=digits, each=each)
 
 
+def train_flags(args, seed, folder):
+    """What a training of a measurement has from the measurement's own flags."""
+    own = ["--seed", str(seed), "--out", str(folder), "--digits", args.digits,
+           "--device", args.device]
+    return own + (["--data-root", args.data_root] if args.data_root else [])
+
+
 def run_parts(parts, names, args):
     """Calls each part as part(model, classifier, scenes, args) and returns the exit status."""
     def work():

@@ -32,7 +32,7 @@ def tiles(x):
 
 
 def cut(strip, side=64):
-    """A strip (h' w') of train.py -> frames (b f 1 side side). Those of older runs have no lines."""
+    """A strip (h' w') of train.py -> frames (b f 1 side side). Older runs' have no lines."""
     line = LINE if strip.shape[1] % side else 0
     lined = F.pad(strip, (0, line, 0, line))
     cells = rearrange(lined, "(b h) (f w) -> b f 1 h w", h=side + line, w=side + line)
@@ -125,8 +125,8 @@ def attention(model, plt):
     blocks = {name: block.cross for name, block in model.unet.named_modules()
               if name.rpartition(".")[0] in ("down", "up") or name == "middle"}
     hooks = [cross.register_forward_hook(hook) for cross in blocks.values()]
-    z = sample(model, model.tokenizer([prompt]), Noise([seeded(0, 0)]), "sde", STEPS["sde"],
-               scale=3, stride=4)
+    z = sample(model, model.tokenizer([prompt]), Noise([seeded(0, 0)]), "sde",
+               key_levels(model.diffusion, STEPS["sde"]), scale=3, stride=4)
     for handle in hooks:
         handle.remove()
     light = (decode(model, z)[0, 0] + 1) / 2                                     # f h w

@@ -33,8 +33,8 @@ from einops import rearrange
 import data
 import metrics
 import train
-from experiments.common import flags, judge
-from model import load
+from experiments.common import flags, judge, train_flags
+from model import load, pick_device
 from sample import STEPS, generate
 from support.console import UserError, add_flags, exit_status, one_of
 from support.video import write_clip
@@ -59,8 +59,8 @@ class HeldOut(data.MovingMNIST):
     def __call__(self, n, *, seed=0, start=0):
         index = np.arange(start, start + n)
         scenes = self.draw(index, seed)
-        while held(scenes).any():
-            index = np.where(held(scenes), index + FAR, index)
+        while (out := held(scenes)).any():
+            index = np.where(out, index + FAR, index)
             scenes = self.draw(index, seed)
         return scenes
 
@@ -82,7 +82,7 @@ class FewCaptions(data.MovingMNIST):
         return scenes
 
 
-# ---- the comparisons: variant -> its own flags, and what is put in the place of what --------------
+# ---- the comparisons: variant -> its own flags, and what is put in the place of what -------------
 
 FEW = {n: patch.object(data, "MovingMNIST", partial(FewCaptions, few=n)) for n in (0, 128, 1024)}
 PLANS = {
@@ -123,10 +123,9 @@ def groups(args, name):
 @torch.no_grad()
 def examine(model, title, asked, args, **how):
     """A row for each group of scenes: what of the clips made by generate(..., **how) is right."""
-    classifier = metrics.load_classifier(device=model.device)
     for kind, scenes in asked.items():
         x = generate(model, scenes.captions, num_frames=16, seed=args.seed, **how)
-        s = judge(x, classifier, scenes)
+        s = judge(x, args.classifier, scenes)
         row(f"{title}, {kind}", s.digit_ok, s.motion_ok, s.both_ok)
 
 
@@ -146,11 +145,9 @@ def compare(name, args):
         with tempfile.TemporaryDirectory() as folder:
             told = [*COMMON, "--captions", args.captions, *own, *more]
             begun = time.perf_counter()
-            run = ["--preset", "base", *told, "--seed", str(args.seed), "--digits", args.digits,
-                   "--device", args.device, "--out", folder]
             with other or nullcontext():
-                status = train.main(run + (["--data-root", args.data_root] if args.data_root
-                                           else []))
+                status = train.main(["--preset", "base", *told,
+                                     *train_flags(args, args.seed, folder)])
             if status:
                 raise UserError(f"the training of {variant} ended with status {status}")
             seconds = time.perf_counter() - begun
@@ -192,6 +189,7 @@ def work(args):
         raise UserError(f"{args.name} trains nothing: leave out --only and --train")
     if args.name == "nearest":
         return nearest(args)
+    args.classifier = metrics.load_classifier(device=pick_device(args.device))
     print(f"n {args.num}, seed {args.seed}, torch {torch.__version__}; right %, 95 % intervals\n"
           f"{'':28s}  {'digit':20s}  {'motion':20s}  both")
     if args.name == "guidance":

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 import metrics
-from experiments.common import flags, judge, test_scenes
+from experiments.common import flags, judge, test_scenes, train_flags
 from model import load, pick_device
 from sample import generate
 from support.console import UserError, add_flags, exit_status, number
@@ -31,11 +31,9 @@ ROOT = Path(__file__).parent.parent
 
 def train_once(seed, folder, args):
     """The seconds that train.py takes, in a process of its own."""
-    own = ["--seed", seed, "--out", folder, "--digits", args.digits, "--device", args.device]
-    own += ["--data-root", args.data_root] if args.data_root else []
     begun = time.perf_counter()
     done = subprocess.run([sys.executable, ROOT / "train.py", "--data", "moving_mnist_captions",
-                           *RUN, *map(str, own)], capture_output=True, text=True)
+                           *RUN, *train_flags(args, seed, folder)], capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"train.py ended with status {done.returncode}: {done.stderr[-300:]}")
     return time.perf_counter() - begun

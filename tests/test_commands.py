@@ -445,7 +445,8 @@ def test_links_and_pictures_of_the_readme_and_docs_exist():
 
 
 def test_the_paths_through_the_code_name_what_is_there():
-    source = "\n".join(path.read_text() for path in (*ROOT.glob("*.py"), *ROOT.glob("support/*.py")))
+    files = (*ROOT.glob("*.py"), *ROOT.glob("support/*.py"))
+    source = "\n".join(path.read_text() for path in files)
     for named in re.findall(r"`([^`\n]+)`", (ROOT / "docs" / "paths.md").read_text()):
         path = ROOT / named
         words = re.findall(r"[A-Za-z_]\w*", named)

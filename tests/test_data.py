@@ -49,7 +49,8 @@ def test_a_name_is_drawn_for_one_digit_without_any_and_each_is_as_likely():
     counts = np.bincount([int(name) for _, name, *_ in drawn], minlength=10)
     assert abs(counts - 500).max() < 100                         # 4.7 standard deviations
     for told in (["a 3 moving left"], ["the digit seven"], ["two digits"], ["digit 4 moving up"],
-                 ["a digit moving left and a 3 moving up"], ["a digit moving left", "a 3 moving up"],
+                 ["a digit moving left and a 3 moving up"],
+                 ["a digit moving left", "a 3 moving up"],
                  ["a digit moving left and a digit moving up"]):
         assert data.draw_name(told, words, 0, 0) == told
     one, two = data.draw_name(["a digit moving left", "a digit moving up"], words, 0, 7)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train
-from conftest import FEW, ROOT, rows, same, shrink, weights
+from conftest import FEW, ROOT, rows, same, weights
 from support import processes, run
 from support.console import UserError
 from unet3d import UNet3D, UNetConfig
@@ -61,7 +61,7 @@ def test_compile_compiles_the_unet_in_place(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
     monkeypatch.setattr(torch.nn.Module, "compile",
-                        lambda self, **how: compiled.append(type(self)))
+                        lambda self, dynamic, mode=None: compiled.append(type(self)))
     assert train.main([*FEW, "--compile", "--out", str(tmp_path)]) == 0
     assert UNet3D in compiled and not any("_orig_mod" in k for k in weights(tmp_path))
 

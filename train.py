@@ -39,8 +39,8 @@ from support.digits import load_digits
 from support.muon import Muon
 from support.own_clips import FolderClips
 from support.plots import write_losses
-from support.processes import (RANK, WORLD, average_gradients, join_processes, my_rows,
-                               print_once)
+from support.processes import (RANK, WORLD, average_gradients, join_processes, leave_processes,
+                               my_rows, print_once)
 from support.run import Run, check_resume, find_run, settings_of, with_defaults
 from support.video import write_clip
 from text_encoder import TextConfig
@@ -404,6 +404,7 @@ def train(args, saved):
         run.write_weights()
         if RANK == 0 and write_losses(args.out / "log.csv", args.out / "losses.png"):
             print(f"{args.out / 'losses.png'}: the loss by noise level")
+    leave_processes(device)
     print_once(f"done: python sample.py {shlex.quote(args.prompts[0])} --checkpoint "
                f"{shlex.quote(str(args.out / 'checkpoint.pt'))}")
 

@@ -24,8 +24,8 @@ from model import load, pick_device
 from sample import generate
 from support.console import UserError, add_flags, exit_status, number
 
-RUN = ("--captions four --batch-size 256 --lr 1.4e-3 --vae-steps 250 --stills-steps 600 "
-       "--steps 400").split()
+RUN = ("--captions four --batch-size 256 --lr 1.4e-3 --vae-steps 250 --stills-steps 500 "
+       "--steps 350").split()
 ROOT = Path(__file__).parent.parent
 
 

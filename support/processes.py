@@ -36,6 +36,15 @@ def join_processes(device):
     return device
 
 
+def leave_processes(device):
+    """Part from the others once all have come here. At exit alone it is too late: a process that
+    goes while another still works was once aborted."""
+    if WORLD > 1:
+        everyones(torch.zeros(1, device=device), dim=0).cpu()
+        dist.destroy_process_group()
+        atexit.unregister(dist.destroy_process_group)
+
+
 def my_rows(draw, b, *shape, g):
     """Random numbers (b *shape) by draw = torch.rand or torch.randn: this process's rows of all
     of the batch, so that two processes together see what one would have seen."""

@@ -197,8 +197,9 @@ def describe(digit, named, style, motion, verb, adverb, adverb_first):
 
 def draw_name(captions, known, seed, i):
     """The captions of clip i, one after the other in time, with a name drawn for its digit if they
-    leave it open: from ["a digit moving left"] to ["a 3 moving left"]. known: the model's words,
-    among them all ten figures; else it learned from other clips than these, and nothing is drawn.
+    leave it open: from ["a digit moving left"] to ["a 3 moving left"]. Of ["two digits"] all is
+    drawn, their names and motions. known: the model's words; if figures are missing there, or for
+    two digits any word of ours, it learned from other clips than these, and nothing is drawn.
 
     It asks for what it asked for, as all names are equally likely in the data. But what a network
     makes in one go lies between its choices now and then, here between a 4 and a 9 (mode
@@ -206,11 +207,18 @@ def draw_name(captions, known, seed, i):
     captions completed for the like reasons (Betker et al. 2023).
     """
     lines = [words_of(caption) for caption in captions]
+    pick = Chooser(seed, "names", [i])
+    name = pick.below("name", 10)[0]
+    if {*VOCABULARY["full"]} <= {*known} and all(line == ["two", "digits"] for line in lines):
+        other = (name + 1 + pick.below("other", 9)[0]) % 10
+        motions = draw_motion(pick, 0, np.array([[TWO_DIGITS]]), np.array([[20]]), "full")[0][0]
+        said = [" ".join(describe(digit, True, 0, motion, 0, 0, False))
+                for digit, motion in zip((name, other), motions)]
+        return [" and ".join(said) for _ in lines]
     told = {*NUMBERS, *"0123456789"} & {word for line in lines for word in line}
     if told or not {*"0123456789"} <= {*known} or any(line.count("digit") != 1 for line in lines):
         return list(captions)
-    name = str(Chooser(seed, "names", [i]).below("name", 10)[0])
-    return [" ".join(name if word == "digit" else word for word in line) for line in lines]
+    return [" ".join(str(name) if word == "digit" else word for word in line) for line in lines]
 
 
 def write_captions(scenes, pick, captions):

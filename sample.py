@@ -133,8 +133,9 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     stride: 2 or 1 makes one window of 16 frames at 10 or 20 a second, a part of the action.
     first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart; with 17 of
     them there is only to fill. then: lists of prompts (b each), one for every continuation by 13
-    key frames. as_told: do not draw a name for "a digit" (`data.draw_name`; nothing is drawn
-    with `first` either, which shows who it is). Raises `UserError` for what does not go together.
+    key frames. as_told: draw no name for "a digit", and nothing for "two digits" (else
+    `data.draw_name` does, except with `first`, which shows who it is). Raises `UserError` for what
+    does not go together.
     """
     sampler, scale = sampler or SAMPLER, GUIDANCE if guidance_scale is None else guidance_scale
     check_plan(num_frames, stride, first is not None or len(then) > 0, sampler)
@@ -181,7 +182,8 @@ def check_plan(num_frames, stride, known, sampler):
 
 # ---- the command ---------------------------------------------------------------------------------
 
-AS_TOLD = ("--as-told", bool, False, 'do not draw a name for "a digit": the network draws it')
+AS_TOLD = ("--as-told", bool, False,
+           'draw no name for "a digit", nothing for "two digits": the network does')
 FLAGS = (
     ("--checkpoint", str, None, "weights; if none are named, the shipped ones"),
     ("--out", str, "sample.gif", "a .gif or .mp4 file, or .png for a strip of frames"),

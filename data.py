@@ -195,11 +195,11 @@ def describe(digit, named, style, motion, verb, adverb, adverb_first):
     return subject if named else "a digit", " ".join(words)
 
 
-def draw_name(captions, known, seed, i):
+def draw_unsaid(captions, known, seed, i):
     """The captions of clip i, one after the other in time, with a name drawn for its digit if they
-    leave it open: from ["a digit moving left"] to ["a 3 moving left"]. Of ["two digits"] all is
-    drawn, their names and motions. known: the model's words; if figures are missing there, or for
-    two digits any word of ours, it learned from other clips than these, and nothing is drawn.
+    leave it open: from ["a digit moving left"] to ["a 3 moving left"]. For ["two digits"] names and
+    motions are drawn. known: the model's words; without all figures among them, or for two digits
+    all words of ours, it learned from other clips than these, and nothing is drawn.
 
     It asks for what it asked for, as all names are equally likely in the data. But what a network
     makes in one go lies between its choices now and then, here between a 4 and a 9 (mode
@@ -211,10 +211,11 @@ def draw_name(captions, known, seed, i):
     name = pick.below("name", 10)[0]
     if {*VOCABULARY["full"]} <= {*known} and all(line == ["two", "digits"] for line in lines):
         other = (name + 1 + pick.below("other", 9)[0]) % 10
+        # as `MovingMNIST.draw` draws them; where they start is for the network to say
         motions = draw_motion(pick, 0, np.array([[TWO_DIGITS]]), np.array([[20]]), "full")[0][0]
-        said = [" ".join(describe(digit, True, 0, motion, 0, 0, False))
+        said = [describe(digit, True, 0, motion, 0, 0, False)
                 for digit, motion in zip((name, other), motions)]
-        return [" and ".join(said) for _ in lines]
+        return [" and ".join(f"{who} {does}" for who, does in said)] * len(lines)
     told = {*NUMBERS, *"0123456789"} & {word for line in lines for word in line}
     if told or not {*"0123456789"} <= {*known} or any(line.count("digit") != 1 for line in lines):
         return list(captions)

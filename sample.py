@@ -134,8 +134,8 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     first (b c k h w): pixels of the k frames that the clips begin with, 4 ticks apart; with 17 of
     them there is only to fill. then: lists of prompts (b each), one for every continuation by 13
     key frames. as_told: draw no name for "a digit", and nothing for "two digits" (else
-    `data.draw_name` does, except with `first`, which shows who it is). Raises `UserError` for what
-    does not go together.
+    `data.draw_unsaid` does, except with `first`, which shows who it is). Raises `UserError` for
+    what does not go together.
     """
     sampler, scale = sampler or SAMPLER, GUIDANCE if guidance_scale is None else guidance_scale
     check_plan(num_frames, stride, first is not None or len(then) > 0, sampler)
@@ -143,7 +143,7 @@ def generate(model, prompts, *, num_frames=32, steps=None, sampler=None, guidanc
     prompts = [prompts] if isinstance(prompts, str) else prompts
     lines = list(zip(prompts, *then))                            # of each clip: first this, then
     if first is None and not as_told:
-        lines = [data.draw_name(line, model.tokenizer.words, seed, i)
+        lines = [data.draw_unsaid(line, model.tokenizer.words, seed, i)
                  for i, line in enumerate(lines)]
     lines = [model.tokenizer(line).to(model.device) for line in zip(*lines)]           # s of (b n)
     chunk = max(1, WINDOWS_AT_ONCE * 16 // (num_frames * len(lines)))

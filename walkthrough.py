@@ -160,7 +160,7 @@ write_clip(moved, folder / "6_picture.gif", fps=5)
 # %% [markdown]
 # ## 7. Read the judge's marks
 # The first eight test captions, nothing chosen. Right is what obeys all that its caption *says*: a
-# digit that is not named may be any (a name is drawn first, see `draw_name` of data.py). A "?"
+# digit that is not named may be any (a name is drawn first, see `draw_unsaid` of data.py). A "?"
 # is a clip whose digits the judge cannot count: here a pale 0, plain to you, falls into pieces for
 # it. Eight are few: see the interval.
 

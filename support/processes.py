@@ -37,8 +37,8 @@ def join_processes(device):
 
 
 def leave_processes(device):
-    """Part from the others once all have come here. At exit alone it is too late: a process that
-    goes while another still works was once aborted."""
+    """Part from the others once all have come here. A process that went at exit, while another
+    still worked, was once aborted there; why was not found."""
     if WORLD > 1:
         everyones(torch.zeros(1, device=device), dim=0).cpu()
         dist.destroy_process_group()

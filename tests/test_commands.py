@@ -137,7 +137,7 @@ def test_key_frames_take_half_of_their_steps_where_all_but_the_looks_is_settled(
 def test_a_digit_without_a_name_gets_the_one_that_is_drawn_unless_as_told(model, monkeypatch):
     words, plain = [*model.tokenizer.words[:-1], "digit"], ["a digit moving left"]
     monkeypatch.setattr(model, "tokenizer", Tokenizer(words))
-    named = data.draw_name(plain, words, 0, 0)
+    named = data.draw_unsaid(plain, words, 0, 0)
     make = lambda prompts, **how: sample.generate(model, prompts, **KEYS, **how)
     assert torch.equal(make(plain), make(named))
     assert not torch.equal(make(plain), make(plain, as_told=True))

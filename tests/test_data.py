@@ -44,7 +44,7 @@ def test_kinds_and_unnamed_digits_come_as_often_as_is_said():
 
 def test_a_name_is_drawn_for_one_digit_without_any_and_each_is_as_likely():
     words = FULL.words
-    drawn = [data.draw_name(["A digit moving left"], words, 0, i)[0].split() for i in range(5000)]
+    drawn = [data.draw_unsaid(["A digit moving left"], words, 0, i)[0].split() for i in range(5000)]
     assert {" ".join([a, *rest]) for a, _, *rest in drawn} == {"a moving left"}
     counts = np.bincount([int(name) for _, name, *_ in drawn], minlength=10)
     assert abs(counts - 500).max() < 100                         # 4.7 standard deviations
@@ -52,21 +52,21 @@ def test_a_name_is_drawn_for_one_digit_without_any_and_each_is_as_likely():
                  ["a digit moving left and a 3 moving up"],
                  ["a digit moving left", "a 3 moving up"],
                  ["a digit moving left and a digit moving up"]):
-        assert data.draw_name(told, words, 0, 0) == told
-    one, two = data.draw_name(["a digit moving left", "a digit moving up"], words, 0, 7)
+        assert data.draw_unsaid(told, words, 0, 0) == told
+    one, two = data.draw_unsaid(["a digit moving left", "a digit moving up"], words, 0, 7)
     assert one.split()[1] == two.split()[1] != "digit"           # a chain keeps its name
     for told in (["a digit"], ["two digits"]):
-        assert data.draw_name(told, ["a", "digit", "two", "digits"], 0, 0) == told  # none are known
+        assert data.draw_unsaid(told, ["a", "digit", "two", "digits"], 0, 0) == told  # no names
 
 def test_of_two_digits_names_and_motions_are_drawn_from_the_grammar_as_often_as_in_the_data():
-    drawn = [data.draw_name(["Two digits"], FULL.words, 0, i) for i in range(4000)]
+    drawn = [data.draw_unsaid(["Two digits"], FULL.words, 0, i) for i in range(4000)]
     said = [re.fullmatch(f"a ([0-9]) ({M}) and a ([0-9]) ({M})", caption) for caption, in drawn]
     assert all(CAPTION.fullmatch(caption) for caption, in drawn)
     assert all(one[1] != one[3] for one in said)
     assert abs(np.mean([" then " in one[4] for one in said]) - 4 / 16) < .03
     assert abs(np.mean(["standing" in one[2] for one in said]) - 1 / 16) < .02
-    first, second = data.draw_name(["two digits", "two digits"], FULL.words, 0, 7)
-    assert first == second == data.draw_name(["two digits"], FULL.words, 0, 7)[0]
+    first, second = data.draw_unsaid(["two digits", "two digits"], FULL.words, 0, 7)
+    assert first == second == data.draw_unsaid(["two digits"], FULL.words, 0, 7)[0]
 
 def test_a_clip_depends_on_seed_and_index_only():
     whole, part = FULL(12), FULL(5, start=7)

@@ -4,6 +4,7 @@
     python train.py --data FOLDER                           clips of your own (README)
 
     vae     frames -> latents -> frames                             (Latent Diffusion)
+    decoder the same, but latents stay as they are: the decoder alone learns on, for sharp edges
     stills  text encoder and U-Net on single frames captioned by their subject; temporal layers are
             skipped, so this is an image model                      (Make-A-Video, CogVideo)
     clips   the same network on windows of 17 frames: key frames of the whole action at stride 4,
@@ -36,7 +37,7 @@ from sample import CARRIED, generate
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number, one_of)
 from support.digits import load_digits
-from support.muon import Muon
+from support.muon import ADAMW, Muon
 from support.own_clips import FolderClips
 from support.plots import write_losses
 from support.processes import (RANK, WORLD, average_gradients, join_processes, leave_processes,
@@ -47,19 +48,23 @@ from text_encoder import TextConfig
 from unet3d import UNetConfig
 from vae import VAEConfig
 
-STAGES = ("vae", "stills", "clips")
+STAGES = ("vae", "decoder", "stills", "clips")
+VAE_STAGES = STAGES[:2]   # of the autoencoder; the others are the text encoder's and the U-Net's
 # Steps were chosen to fit about 20 minutes of 2 CPU cores and 10 of an H100. With few clips a step
-# gradients are mostly noise, so the rate is lower.
+# gradients are mostly noise, so the rate is lower. Muon's autoencoder is ready sooner, which is
+# what tiny needs; from AdamW's latents two digits, each with its motion, are learned in a quarter
+# of the clips (docs/results.md), but its decoder blurs: Muon trains that on, alone.
 PRESETS = {
-    "tiny": dict(captions="four", vae_steps=700, stills_steps=3000, clips_steps=2400, batch_size=8,
-                 lr=3e-4),
-    "base": dict(captions="full", vae_steps=600, stills_steps=150, clips_steps=4800,
-                 batch_size=512, lr=1.4e-3)}
+    "tiny": dict(captions="four", vae_steps=700, vae_batch_size=16, vae_optimizer="muon",
+                 decoder_steps=0, stills_steps=3000, clips_steps=2400, batch_size=8, lr=3e-4),
+    "base": dict(captions="full", vae_steps=1200, vae_batch_size=512, vae_optimizer="adamw",
+                 decoder_steps=800, stills_steps=150, clips_steps=4400, batch_size=512,
+                 lr=1.4e-3)}
 SIZES = {
     "tiny": (VAEConfig(widths=(16, 32, 64), blocks=1),
              UNetConfig(widths=(40, 80), head_dim=40, emb_width=128)),
     "base": (VAEConfig(), UNetConfig())}
-PER_CLIP = {"vae": 2, "stills": 4, "clips": 1}  # items a step for each clip of --batch-size
+STILLS = 4                # frames a step of the stills stage for each clip of --batch-size
 VAE_LR = 2e-3             # peak learning rate of the autoencoder; the others take --lr
 MUON = 14                 # Muon's learning rate in those of AdamW: its steps have another scale
 WARM_UP = 100             # steps to the full learning rate
@@ -109,13 +114,20 @@ def draw_windows(clips, seed, first, n):
     return outline, scenes.captions, torch.from_numpy(stride), torch.from_numpy(known_mask)
 
 
+def items(stage, args):
+    """Frames or clips a step of a stage, of all processes together."""
+    if stage in VAE_STAGES:
+        return args.vae_batch_size
+    return args.batch_size * STILLS if stage == "stills" else args.batch_size
+
+
 class Batches:
     """batches[step] is what a step sees, as far as the CPU makes it: outline, tokens, stride,
     known_mask, in a list; in joint training, the same of stills is the list's second."""
 
     def __init__(self, stage, clips, tokenizer, args):
         self.stage, self.clips, self.tokenizer, self.args = stage, clips, tokenizer, args
-        self.n = args.batch_size * PER_CLIP[stage] // WORLD    # of this process
+        self.n = items(stage, args) // WORLD    # of this process
 
     def __getitem__(self, step):
         first, seed, k = (step * WORLD + RANK) * self.n, self.args.seed, self.args.stills_per_clip
@@ -208,7 +220,7 @@ def update_ema(ema, model, step):
 def step_loss(stage, model, paint, batch, g):
     """The loss () that a step minimises, and for the log each item's loss (b,) and t (b,)."""
     draw, *stills = [fetch(draw, paint, model.device) for draw in batch]
-    if stage == "vae":
+    if stage in VAE_STAGES:
         losses, t = vae_loss(model, draw[0], g), None    # it has no noise levels
     else:
         losses, t = diffusion_loss(model, *draw, g)
@@ -224,11 +236,13 @@ def train_stage(stage, steps, peak, run, clips, args):
     """One stage: fetch, encode, noise, predict, loss, step, average, log."""
     model, device = run.model, run.model.device
     for name, part in model.named_children():
-        part.requires_grad_((name == "vae") == (stage == "vae"))
+        part.requires_grad_((name == "vae") == (stage in VAE_STAGES))
+    model.vae.encoder.requires_grad_(stage == "vae")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     trained = [p for _, p in named]
     # for a first reading: AdamW, but steps of matrices are made orthogonal (support/muon.py)
-    optimizer = Muon(named, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
+    by_adamw = ADAMW | {"vae"} if (stage, args.vae_optimizer) == ("vae", "adamw") else ADAMW
+    optimizer = Muon(named, by_adamw, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
                      fused=device.type == "cuda")
     mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here
     scaler = torch.amp.GradScaler(mixed, enabled=args.amp == "fp16")        # else it does nothing
@@ -263,8 +277,9 @@ def train_stage(stage, steps, peak, run, clips, args):
             write_samples(run, stage, step + 1, clips, args)
 
 
-def finish_vae(run, clips, seed):
-    """After the vae stage: take the averaged weights, measure the latents, report the PSNR."""
+def finish_vae(stage, run, clips, seed):
+    """After the vae stage, and the decoder's: take the averaged weights, measure the latents (which
+    the decoder's leaves as they were), report the PSNR."""
     model, ema = run.model, run.ema
     model.vae.load_state_dict(ema.vae.state_dict())
     frames = [clips.paint(draw_stills(clips, seed, "stills", k, min(256, MEASURED))[0],
@@ -274,7 +289,7 @@ def finish_vae(run, clips, seed):
     with torch.no_grad():
         errors = [(model.vae.decode(model.vae.encode(x)).clamp(-1, 1) - x).square().mean().item()
                   for x in frames]
-    print_once(f"vae: PSNR {10 * math.log10(4 / np.mean(errors)):.1f} dB of the mean error on "
+    print_once(f"{stage}: PSNR {10 * math.log10(4 / np.mean(errors)):.1f} dB of the mean error on "
                "training clips")
 
 
@@ -284,7 +299,7 @@ def write_samples(run, stage, step, clips, args):
     if RANK > 0:
         return
     try:
-        if stage == "vae":
+        if stage in VAE_STAGES:
             x = clips.paint(draw_stills(clips, args.seed, "vae", 0, 8)[0], run.model.device)
             pair = torch.cat([x, run.ema.vae.decode(run.ema.vae.encode(x))], dim=2)
             strip = rearrange(pair, "b c two h w -> two c b h w")
@@ -307,10 +322,13 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--preset", one_of("auto", *PRESETS), "auto", "auto: base on a GPU, tiny on a CPU"),
     ("--captions", one_of("full", "four"), None, "the whole grammar, or one digit, 4 directions"),
     ("--vae-steps", COUNT, None, "steps of the autoencoder's stage"),
+    ("--vae-batch-size", COUNT, None, "frames a step of the autoencoder"),
+    ("--vae-optimizer", one_of("adamw", "muon"), None, "of its matrices; the decoder's: muon"),
+    ("--decoder-steps", number(int, 0, 10**6), None, "steps in which its decoder learns on alone"),
     ("--stills-steps --image-steps", COUNT, None, "steps of the stills stage"),
     ("--clips-steps --steps", COUNT, None, "steps of the clips stage"),
     ("--stills-per-clip", number(int, 0, 64), 0, "stills beside each clip of the clips stage"),
-    ("--batch-size", COUNT, None, "clips a step; other stages take 2 and 4 frames for each"),
+    ("--batch-size", COUNT, None, "clips a step; the stills stage takes 4 frames for each"),
     ("--lr", number(float, 1e-8, 1), None, "peak learning rate of the stills and clips stages"),
     ("--amp", one_of("auto", *AMP_DTYPE), "auto", "mixed precision; auto: bf16 on CUDA, else off"),
     ("--crop", bool, False, "own clips: cut to the middle square"),
@@ -320,7 +338,8 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--resume", bool, False, "go on with the run in --out"),
     ("--compile", bool, False, "torch.compile the U-Net: a minute to start, then faster steps"),
     SEED, DIGITS, DATA_ROOT, DEVICE)
-FIXED = ("preset", "captions", "schedule", "predict", "crop", "vae_steps", "stills_steps")
+FIXED = ("preset", "captions", "schedule", "predict", "crop", "vae_steps", "vae_optimizer",
+         "decoder_steps", "stills_steps")
 
 
 def parse(argv):
@@ -339,9 +358,10 @@ def parse(argv):
         preset = "tiny" if pick_device(given.device).type == "cpu" else "base"
     args = with_defaults(p, argv, saved, PRESETS.get(preset, {}))
     args.out, args.preset = out, preset
-    if args.batch_size % WORLD:
-        raise UserError(f"--batch-size {args.batch_size} is shared by {WORLD} processes, so it "
-                        "must be a multiple of their number")
+    if args.batch_size % WORLD or args.vae_batch_size % WORLD:
+        raise UserError(f"--batch-size {args.batch_size} and --vae-batch-size "
+                        f"{args.vae_batch_size} are shared by {WORLD} processes, so they must be "
+                        "multiples of their number")
     if args.data == MADE and args.crop:
         raise UserError("--crop is for clips of your own: leave it out")
     if args.data != MADE and (given.captions or given.data_root or given.digits != "auto"):
@@ -394,13 +414,16 @@ def train(args, saved):
         args.amp = "bf16" if device.type == "cuda" else "off"
     args.prompts = list(dict.fromkeys(clips(64).captions))[:8]
     ema = ema.to(device).eval().requires_grad_(False)
-    plan = {"vae": (args.vae_steps, VAE_LR), "stills": (args.stills_steps, args.lr),
-            "clips": (args.clips_steps, args.lr)}
+    plan = {"vae": (args.vae_steps, VAE_LR), "decoder": (args.decoder_steps, VAE_LR),
+            "stills": (args.stills_steps, args.lr), "clips": (args.clips_steps, args.lr)}
     with Run(args.out, settings_of(args), model.to(device), ema, saved) as run:
         for stage in STAGES[STAGES.index(saved["progress"][0]) if saved else 0:]:
-            train_stage(stage, *plan[stage], run, clips, args)
-            if stage == "vae":
-                finish_vae(run, clips, args.seed)
+            steps, peak = plan[stage]
+            if steps == 0:
+                continue
+            train_stage(stage, steps, peak, run, clips, args)
+            if stage in VAE_STAGES:
+                finish_vae(stage, run, clips, args.seed)
         run.write_weights()
         if RANK == 0 and write_losses(args.out / "log.csv", args.out / "losses.png"):
             print(f"{args.out / 'losses.png'}: the loss by noise level")

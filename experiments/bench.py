@@ -65,7 +65,7 @@ def bench_stage(stage, args, run, clips):
     device = run.model.device
     steps(max(3, args.steps // 4))  # warm up
     times = sorted(seconds(device, lambda: steps(args.steps)) for _ in range(3))
-    items = args.steps * args.batch_size * train.PER_CLIP[stage]
+    items = args.steps * train.items(stage, args)
     print(f"{stage:7s}{items / times[1]:10.1f} {'clips' if stage == 'clips' else 'frames'}/s "
           f"({items / times[2]:.1f} ... {items / times[0]:.1f}), "
           f"{1000 * times[1] / args.steps:.1f} ms a step", flush=True)

@@ -40,7 +40,8 @@ from support.console import UserError, add_flags, exit_status, one_of
 from support.video import write_clip
 from vae import VAE
 
-COMMON = "--vae-steps 300 --stills-steps 300 --steps 600 --batch-size 128 --lr 1e-3".split()
+COMMON = ("--vae-steps 300 --vae-batch-size 256 --vae-optimizer muon --decoder-steps 0 "
+          "--stills-steps 300 --steps 600 --batch-size 128 --lr 1e-3").split()
 FAR = 2 ** 32  # clips from here on are those of no usual run
 
 

@@ -3,7 +3,7 @@
     python -m experiments.speedrun --data-root DIR [--runs 5]
 
 Each run is `train.py` with the flags in RUN and a seed of its own, timed from the command to its
-weights: imports, digits, all three stages, checkpoints and strips of samples count. Then, untimed,
+weights: imports, digits, all stages, checkpoints and strips of samples count. Then, untimed,
 400 clips of test digits in four directions are judged, by the command's usual sampler; of all
 runs together the digit must be right in 95 %, and the motion in 95 %. docs/results.md has the
 records. To beat one, change train.py or RUN, and say what you changed.
@@ -24,8 +24,8 @@ from model import load, pick_device
 from sample import generate
 from support.console import UserError, add_flags, exit_status, number
 
-RUN = ("--captions four --batch-size 256 --lr 1.4e-3 --vae-steps 250 --stills-steps 500 "
-       "--steps 350").split()
+RUN = ("--captions four --batch-size 256 --lr 1.4e-3 --vae-steps 250 --vae-optimizer muon "
+       "--decoder-steps 0 --stills-steps 500 --steps 350").split()
 ROOT = Path(__file__).parent.parent
 
 

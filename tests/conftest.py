@@ -15,8 +15,8 @@ from vae import VAEConfig
 
 torch.set_num_threads(1)  # tests are many small things; a second thread only waits
 ROOT = Path(__file__).parent.parent
-FEW = ["--digits", "drawn", "--device", "cpu", "--vae-steps", "3", "--image-steps", "2", "--steps",
-       "3", "--batch-size", "2"]
+FEW = ["--digits", "drawn", "--device", "cpu", "--vae-steps", "3", "--decoder-steps", "2",
+       "--image-steps", "2", "--steps", "3", "--vae-batch-size", "4", "--batch-size", "2"]
 
 
 def shrink(patch):

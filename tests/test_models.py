@@ -207,6 +207,7 @@ def test_every_parameter_moves_within_three_steps():
     still = {name for name, p in model.state_dict().items() if torch.equal(p, before[name])}
     assert still == {name for name in before if name.startswith("vae.")}
 
+
 def test_overfits_one_clip():
     """A network trained on one latent clip samples that clip."""
     torch.manual_seed(0)

@@ -30,6 +30,7 @@ def go_on(out, *flags):
 def test_training_writes_a_checkpoint_weights_and_a_log_without_nan(trained):
     last = [row[:3] for row in rows(trained)[1:]]
     assert last == [*(["vae", str(k), str(4 * k)] for k in (1, 2, 3)),
+                    *(["decoder", str(k), str(4 * k)] for k in (1, 2)),
                     *(["stills", str(k), str(8 * k)] for k in (1, 2)),
                     *(["clips", str(k), str(2 * k)] for k in (1, 2, 3))]
     assert "nan" not in (trained / "log.csv").read_text()
@@ -41,6 +42,7 @@ def test_training_writes_a_checkpoint_weights_and_a_log_without_nan(trained):
 
 
 CHANGES = [["--vae-steps", "2"], ["--image-steps", "1"], ["--steps", "2"], ["--batch-size", "1"],
+           ["--vae-batch-size", "3"], ["--vae-optimizer", "adamw"], ["--decoder-steps", "1"],
            ["--lr", "0.01"], ["--seed", "5"], ["--captions", "full"], ["--schedule", "linear"],
            ["--stills-per-clip", "2"], ["--predict", "eps"], ["--predict", "x0"],
            ["--predict", "flow"], ["--preset", "base"], ["--amp", "bf16"], ["--amp", "fp16"]]
@@ -57,6 +59,14 @@ def test_every_training_flag_changes_something(trained, tmp_path, monkeypatch, c
     assert any(a[k].shape != b[k].shape or not torch.equal(a[k], b[k]) for k in a)
 
 
+def test_the_decoder_learns_on_alone_and_leaves_the_latents_as_they_were(trained, tmp_path):
+    assert train.main([*FEW, "--decoder-steps", "0", "--out", str(tmp_path)]) == 0
+    a, b = weights(trained, "ema"), weights(tmp_path, "ema")
+    parts = {name: name.split(".")[1] for name in a if name.startswith("vae.")}
+    changed = {part for name, part in parts.items() if not torch.equal(a[name], b[name])}
+    assert changed == {"decoder"}       # so neither the encoder nor the latents' mean and std
+
+
 def test_compile_compiles_the_unet_in_place(tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda function, dynamic: function)
@@ -70,7 +80,8 @@ def test_compile_compiles_the_unet_in_place(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change", [["--predict", "x0"], ["--schedule", "linear"],
                                     ["--captions", "full"], ["--preset", "base"],
-                                    ["--vae-steps", "9"], ["--steps", "2"]], ids=" ".join)
+                                    ["--vae-steps", "9"], ["--vae-optimizer", "adamw"],
+                                    ["--decoder-steps", "0"], ["--steps", "2"]], ids=" ".join)
 def test_resume_refuses_settings_that_make_another_run(trained, change, capsys):
     before = (trained / "checkpoint.pt").read_bytes()
     assert go_on(trained, *change) == 2
@@ -270,7 +281,7 @@ def test_two_processes_follow_one_with_the_joined_batch(trained, tmp_path):
                            "--nproc-per-node", "2", str(driver), *FEW, "--out", str(out)],
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("done: ") == done.stdout.count("PSNR") == 1
+    assert done.stdout.count("done: ") == done.stdout.count("vae: PSNR") == 1
     a, b = weights(trained, "ema"), weights(out, "ema")
     off = torch.cat([(a[k] - b[k]).abs().flatten() for k in a])
     # on the whole 6e-10, and 4e-6 if gradients were not averaged; but AdamW steps by the sign of a

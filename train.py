@@ -37,7 +37,7 @@ from sample import CARRIED, generate
 from support.console import (DATA_ROOT, DEVICE, DIGITS, SEED, UserError, add_flags, exit_status,
                              number, one_of)
 from support.digits import load_digits
-from support.muon import ADAMW, Muon
+from support.muon import Muon
 from support.own_clips import FolderClips
 from support.plots import write_losses
 from support.processes import (RANK, WORLD, average_gradients, join_processes, leave_processes,
@@ -48,12 +48,13 @@ from text_encoder import TextConfig
 from unet3d import UNetConfig
 from vae import VAEConfig
 
-STAGES = ("vae", "decoder", "stills", "clips")
-VAE_STAGES = STAGES[:2]   # of the autoencoder; the others are the text encoder's and the U-Net's
-# Steps were chosen to fit about 20 minutes of 2 CPU cores and 10 of an H100. With few clips a step
-# gradients are mostly noise, so the rate is lower. Muon's autoencoder is ready sooner, which is
-# what tiny needs; from AdamW's latents two digits, each with its motion, are learned in a quarter
-# of the clips (docs/results.md), but its decoder blurs: Muon trains that on, alone.
+VAE_STAGES = ("vae", "decoder")               # the autoencoder's
+STAGES = (*VAE_STAGES, "stills", "clips")     # the others are the text encoder's and the U-Net's
+# Steps were chosen to fit about 20 minutes of 2 CPU cores and 10 of an H100.
+# tiny: with few clips a step gradients are mostly noise, so the rate is lower.
+# base: from the latents of AdamW's autoencoder two digits, each with its motion, are learned with
+# fewer clips than from Muon's (tiny does worse with them; why is not known: docs/results.md). But
+# its decoder blurs, so Muon trains that on, alone.
 PRESETS = {
     "tiny": dict(captions="four", vae_steps=700, vae_batch_size=16, vae_optimizer="muon",
                  decoder_steps=0, stills_steps=3000, clips_steps=2400, batch_size=8, lr=3e-4),
@@ -64,7 +65,6 @@ SIZES = {
     "tiny": (VAEConfig(widths=(16, 32, 64), blocks=1),
              UNetConfig(widths=(40, 80), head_dim=40, emb_width=128)),
     "base": (VAEConfig(), UNetConfig())}
-STILLS = 4                # frames a step of the stills stage for each clip of --batch-size
 VAE_LR = 2e-3             # peak learning rate of the autoencoder; the others take --lr
 MUON = 14                 # Muon's learning rate in those of AdamW: its steps have another scale
 WARM_UP = 100             # steps to the full learning rate
@@ -116,9 +116,8 @@ def draw_windows(clips, seed, first, n):
 
 def items(stage, args):
     """Frames or clips a step of a stage, of all processes together."""
-    if stage in VAE_STAGES:
-        return args.vae_batch_size
-    return args.batch_size * STILLS if stage == "stills" else args.batch_size
+    own = {"stills": 4 * args.batch_size, "clips": args.batch_size}  # stills cost less than clips
+    return own.get(stage, args.vae_batch_size)
 
 
 class Batches:
@@ -240,10 +239,11 @@ def train_stage(stage, steps, peak, run, clips, args):
     model.vae.encoder.requires_grad_(stage == "vae")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     trained = [p for _, p in named]
-    # for a first reading: AdamW, but steps of matrices are made orthogonal (support/muon.py)
-    by_adamw = ADAMW | {"vae"} if (stage, args.vae_optimizer) == ("vae", "adamw") else ADAMW
-    optimizer = Muon(named, by_adamw, lr=0.0, betas=(0.9, 0.99), weight_decay=0.01,
-                     fused=device.type == "cuda")
+    options = dict(lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
+    if stage == "vae" and args.vae_optimizer == "adamw":
+        optimizer = torch.optim.AdamW(trained, **options)
+    else:  # for a first reading: AdamW, but steps of matrices are made orthogonal
+        optimizer = Muon(named, **options)
     mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here
     scaler = torch.amp.GradScaler(mixed, enabled=args.amp == "fp16")        # else it does nothing
     batches = run.batches(stage, steps, Batches(stage, clips, model.tokenizer, args))
@@ -278,13 +278,14 @@ def train_stage(stage, steps, peak, run, clips, args):
 
 
 def finish_vae(stage, run, clips, seed):
-    """After the vae stage, and the decoder's: take the averaged weights, measure the latents (which
-    the decoder's leaves as they were), report the PSNR."""
+    """After a stage of the autoencoder: take the averaged weights and report the PSNR. The first
+    makes the latents, so it measures them; the decoder's leaves them as they are."""
     model, ema = run.model, run.ema
     model.vae.load_state_dict(ema.vae.state_dict())
     frames = [clips.paint(draw_stills(clips, seed, "stills", k, min(256, MEASURED))[0],
                           model.device) for k in range(0, MEASURED, 256)]
-    model.vae.measure_latents([rearrange(x, "b c 1 h w -> b c h w") for x in frames])
+    if stage == "vae":
+        model.vae.measure_latents([rearrange(x, "b c 1 h w -> b c h w") for x in frames])
     ema.vae.load_state_dict(model.vae.state_dict())
     with torch.no_grad():
         errors = [(model.vae.decode(model.vae.encode(x)).clamp(-1, 1) - x).square().mean().item()
@@ -323,7 +324,7 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--captions", one_of("full", "four"), None, "the whole grammar, or one digit, 4 directions"),
     ("--vae-steps", COUNT, None, "steps of the autoencoder's stage"),
     ("--vae-batch-size", COUNT, None, "frames a step of the autoencoder"),
-    ("--vae-optimizer", one_of("adamw", "muon"), None, "of its matrices; the decoder's: muon"),
+    ("--vae-optimizer", one_of("adamw", "muon"), None, "of the vae stage; the decoder's is muon"),
     ("--decoder-steps", number(int, 0, 10**6), None, "steps in which its decoder learns on alone"),
     ("--stills-steps --image-steps", COUNT, None, "steps of the stills stage"),
     ("--clips-steps --steps", COUNT, None, "steps of the clips stage"),
@@ -338,8 +339,8 @@ FLAGS = (  # a default of None is the preset's; on --resume all defaults are the
     ("--resume", bool, False, "go on with the run in --out"),
     ("--compile", bool, False, "torch.compile the U-Net: a minute to start, then faster steps"),
     SEED, DIGITS, DATA_ROOT, DEVICE)
-FIXED = ("preset", "captions", "schedule", "predict", "crop", "vae_steps", "vae_optimizer",
-         "decoder_steps", "stills_steps")
+FIXED = ("preset", "captions", "schedule", "predict", "crop", "vae_steps", "vae_batch_size",
+         "vae_optimizer", "decoder_steps", "stills_steps")
 
 
 def parse(argv):
@@ -358,10 +359,13 @@ def parse(argv):
         preset = "tiny" if pick_device(given.device).type == "cpu" else "base"
     args = with_defaults(p, argv, saved, PRESETS.get(preset, {}))
     args.out, args.preset = out, preset
-    if args.batch_size % WORLD or args.vae_batch_size % WORLD:
-        raise UserError(f"--batch-size {args.batch_size} and --vae-batch-size "
-                        f"{args.vae_batch_size} are shared by {WORLD} processes, so they must be "
-                        "multiples of their number")
+    sizes = {"--batch-size": args.batch_size}
+    if not saved or saved["progress"][0] in VAE_STAGES:
+        sizes["--vae-batch-size"] = args.vae_batch_size
+    for flag, size in sizes.items():
+        if size % WORLD:
+            raise UserError(f"{flag} {size} is shared by {WORLD} processes, so it must be a "
+                            "multiple of their number")
     if args.data == MADE and args.crop:
         raise UserError("--crop is for clips of your own: leave it out")
     if args.data != MADE and (given.captions or given.data_root or given.digits != "auto"):

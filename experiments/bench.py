@@ -68,7 +68,7 @@ def bench_stage(stage, args, run, clips):
     items = args.steps * train.items(stage, args)
     print(f"{stage:7s}{items / times[1]:10.1f} {'clips' if stage == 'clips' else 'frames'}/s "
           f"({items / times[2]:.1f} ... {items / times[0]:.1f}), "
-          f"{1000 * times[1] / args.steps:.1f} ms a step", flush=True)
+          f"{1000 * times[1] / args.steps:.1f} ms a step of {items // args.steps}", flush=True)
 
 
 def bench_sampling(model, n):
@@ -96,7 +96,7 @@ def work(args):
           + (torch.cuda.get_device_name() if device.type == "cuda" else "CPU"))
     for name, part in model.named_children():
         print(f"  {name:13s}{sum(q.numel() for q in part.parameters()):>10,} parameters")
-    for stage in train.STAGES:
+    for stage in (stage for stage in train.STAGES if preset[f"{stage}_steps"]):
         bench_stage(stage, args, run, clips)
     if device.type == "cuda":
         model.unet.bfloat16()  # as `load` does

@@ -200,8 +200,8 @@ def latents(model, plt):
 def training(model, plt):
     """The same captions and noise over the training of the shipped weights: rows of its strips."""
     import imageio.v3 as imageio
-    strips = (("stills_000150", "after stills"), ("clips_001300", "1.3 M clips"),
-              ("clips_002600", "2.7 M clips"), ("clips_006700", "6.9 M clips"))
+    strips = (("stills_000150", "after stills"), ("clips_002150", "2.2 M clips"),
+              ("clips_003550", "3.6 M clips"), ("clips_007100", "7.3 M clips"))
     prompts = {5: "the number seven going up and the number 2 moving right then left",
                6: "the number eight sliding up then down and the 2 sliding quickly up"}
     figure, axes = plt.subplots(len(prompts), 1, figsize=(6.4, 5.2))

@@ -39,7 +39,8 @@ def exit_status(work):
         full = isinstance(error, MemoryError) or re.search("out of memory|can't alloc", str(error))
         if not full:
             raise
-        sentence = "out of memory: lower --batch-size, or --num where clips are made"
+        sentence = ("out of memory: lower --batch-size (in the stages vae and decoder "
+                    "--vae-batch-size), or --num where clips are made")
     print(f"error: {printable(sentence)}", file=sys.stderr)
     return 2
 

@@ -3,7 +3,7 @@
 A matrix's gradient is mostly a few directions; AdamW follows those and the others starve. Muon
 takes the nearest orthogonal matrix instead, in which all weigh alike. AdamW keeps words, positions
 and strides, biases and norms, and the U-Net's first and last convolution; all other matrices and
-kernels are Muon's, in the base preset's "vae" stage none.
+kernels are Muon's. (train.py takes plain AdamW where --vae-optimizer says so.)
 """
 import torch
 
@@ -23,14 +23,13 @@ def orthogonal(g, steps=5):
 
 
 class Muon(torch.optim.AdamW):
-    """params: (name, parameter) pairs, AdamW's those with one of the words `by_adamw` in the name.
-    M <- 0.95 M + 0.05 G;  then, one step ahead of M,
+    """params: (name, parameter) pairs. M <- 0.95 M + 0.05 G;  then, one step ahead of M,
     W <- (1 - lr decay) W - lr √max(1, rows/columns) orthogonal(0.95 M + 0.05 G)"""
 
-    def __init__(self, params, by_adamw=ADAMW, **options):
+    def __init__(self, params, **options):
         groups = {"AdamW's": []}                       # the first; then one for each shape
         for name, p in params:
-            ours = p.ndim > 1 and by_adamw.isdisjoint(name.split("."))
+            ours = p.ndim > 1 and ADAMW.isdisjoint(name.split("."))
             groups.setdefault(p.shape if ours else "AdamW's", []).append(p)
         super().__init__([{"params": group} for group in groups.values()], **options)
         self._step_supports_amp_scaling = False        # fp16: what overflowed is left out whole

@@ -172,6 +172,9 @@ def settings_of(args):
 def check_resume(args, saved, fixed):
     """Refuse a setting that would make the run another one; say which others are new."""
     began, now = saved["settings"], settings_of(args)
+    if unknown := [name for name in fixed if name not in began]:
+        raise UserError(f"the run was begun by another version of this program, which had no "
+                        f"--{unknown[0].replace('_', '-')}: begin another run in another folder")
     new = [name for name in now if now[name] != began.get(name)]
     told = {name: f"--{name.replace('_', '-')} {now[name]} (it was {began.get(name)})"
             for name in new}

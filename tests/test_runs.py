@@ -89,6 +89,14 @@ def test_resume_refuses_settings_that_make_another_run(trained, change, capsys):
     assert (trained / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_run_of_an_earlier_version_is_refused_in_words(trained, tmp_path, capsys):
+    saved = run.read_file(trained / "checkpoint.pt")
+    del saved["settings"]["vae_optimizer"]
+    run.save(tmp_path / "checkpoint.pt", saved)
+    assert go_on(tmp_path) == 2
+    assert "another version of this program, which had no --vae-opt" in capsys.readouterr().err
+
+
 def test_a_run_can_be_made_longer_and_says_what_is_new(trained, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     assert go_on(tmp_path / "run", "--steps", "4", "--lr", "0.002") == 0
@@ -168,7 +176,7 @@ def test_killed_at_random_moments_nothing_is_lost(trained, tmp_path, kills):
     out, chance, seen = tmp_path / "killed", random.Random(kills), []
     while len(seen) < kills:
         process = start(*FEW, "--resume", "--out", str(out))
-        for _ in range(1 + chance.randrange(5)):  # after 1 ... 5 of 8 steps and a moment more
+        for _ in range(1 + chance.randrange(5)):  # after 1 ... 5 of 10 steps and a moment more
             while process.stdout.readline() not in ("step\n", ""):
                 pass
         time.sleep(chance.uniform(0, .2))
@@ -185,8 +193,8 @@ def test_killed_at_random_moments_nothing_is_lost(trained, tmp_path, kills):
     same(trained, out)
 
 
-@pytest.mark.parametrize("stage,number", [("vae", signal.SIGINT), ("stills", signal.SIGTERM),
-                                          ("clips", signal.SIGINT)])
+@pytest.mark.parametrize("stage,number", [("vae", signal.SIGINT), ("decoder", signal.SIGTERM),
+                                          ("stills", signal.SIGTERM), ("clips", signal.SIGINT)])
 def test_asked_to_stop_it_saves_and_goes_on_exactly(trained, tmp_path, monkeypatch, capsys, stage,
                                                     number):
     real, before = train.step_loss, signal.getsignal(number)
@@ -303,7 +311,8 @@ def test_each_process_draws_its_rows_of_the_same_numbers(monkeypatch):
         assert torch.equal(whole, torch.cat(halves))
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("flag", ["--batch-size", "--vae-batch-size"])
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path, monkeypatch, flag):
     monkeypatch.setattr(train, "WORLD", 2)
-    with pytest.raises(UserError, match="multiple"):
-        train.parse([*FEW, "--batch-size", "3", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match=f"{flag} 3 .* multiple"):
+        train.parse([*FEW, flag, "3", "--out", str(tmp_path)])

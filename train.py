@@ -242,7 +242,7 @@ def train_stage(stage, steps, peak, run, clips, args):
     options = dict(lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
     if stage == "vae" and args.vae_optimizer == "adamw":
         optimizer = torch.optim.AdamW(trained, **options)
-    else:  # for a first reading: AdamW, but steps of matrices are made orthogonal
+    else:  # for a first reading: AdamW, but steps of matrices are made orthogonal (support/muon.py)
         optimizer = Muon(named, **options)
     mixed = device.type if args.amp != "off" else "cpu"          # older torch knows no mps here
     scaler = torch.amp.GradScaler(mixed, enabled=args.amp == "fp16")        # else it does nothing
@@ -286,7 +286,7 @@ def finish_vae(stage, run, clips, seed):
                           model.device) for k in range(0, MEASURED, 256)]
     if stage == "vae":
         model.vae.measure_latents([rearrange(x, "b c 1 h w -> b c h w") for x in frames])
-    ema.vae.load_state_dict(model.vae.state_dict())
+        ema.vae.load_state_dict(model.vae.state_dict())
     with torch.no_grad():
         errors = [(model.vae.decode(model.vae.encode(x)).clamp(-1, 1) - x).square().mean().item()
                   for x in frames]

@@ -100,7 +100,7 @@ write_clip(torch.cat([real, samples]), folder / "3_overfit.png")
 # The shipped weights predict with and without the caption; with guidance s the prediction is
 # without + s · (with - without): 0 never hears the caption, 1 is plain, 3 exaggerates. The same
 # four noises (rows), four frames for each s from left to right; the judge names what it sees in
-# the pixels alone. At 1 it reads four 3s, but look: one is nearly a 5, one nearly a B.
+# the pixels alone. At 1 all move left, but one is a 0 and one nearly an 8; at 3 all are 3s.
 
 # %%
 judge = load_classifier()
@@ -146,7 +146,7 @@ write_clip(torch.cat([real, fade, filled])[:, :, 20:29], folder / "5_fill.png")
 # ## 6. Animate a picture
 # A picture is a first frame that is known. No caption names its digit, so it must be seen. The
 # judge weighs all frames of a clip together and reads four 3s. You see more: these pen strokes are
-# new to the weights, and in later frames one 3 has become nearly an 8, one a 9 and one a 2.
+# new to the weights, and in later frames one 3 has become nearly an 8, and one no digit at all.
 
 # %%
 prompts = ["a digit moving up", "a digit standing still", "a digit bouncing left and right",
@@ -160,9 +160,9 @@ write_clip(moved, folder / "6_picture.gif", fps=5)
 # %% [markdown]
 # ## 7. Read the judge's marks
 # The first eight test captions, nothing chosen. Right is what obeys all that its caption *says*: a
-# digit that is not named may be any (a name is drawn first, see `draw_unsaid` of data.py). A "?"
-# is a clip whose digits the judge cannot count: here a pale 0, plain to you, falls into pieces for
-# it. Eight are few: see the interval.
+# digit that is not named may be any (a name is drawn first, see `draw_unsaid` of data.py). A "?",
+# if you see one, is a clip whose digits the judge cannot count, as when a pale 0, plain to you,
+# falls into pieces for it. Eight are few: see the interval.
 
 # %%
 scenes = make_scenes(8, split="test", digits=digits)
